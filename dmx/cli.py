@@ -1,0 +1,52 @@
+"""The `dmx` command: finds the sub-command's module and runs it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from dmx import __version__
+from dmx.errors import DmxError
+
+COMMANDS = ("demo", "synth", "ingest", "train", "evaluate")
+
+
+def _command(name: str) -> ModuleType:
+    return importlib.import_module(f"dmx.commands.{name}")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line. Sub-command modules import nothing heavy until they run."""
+    parser = argparse.ArgumentParser(
+        prog="dmx",
+        description="Train person re-identification models from labelled synthetic and unlabelled real images.",
+    )
+    parser.add_argument("--version", action="version", version=f"dmx {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        module = _command(name)
+        sub = commands.add_parser(
+            name,
+            help=module.SUMMARY,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(sub)
+        sub.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the return value is the process's exit status (2: the user's input cannot be used)."""
+    args = build_parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except (DmxError, OSError) as error:
+        print(f"dmx {args.command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"dmx {args.command}: interrupted", file=sys.stderr)
+        return 130

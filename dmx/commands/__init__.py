@@ -1,0 +1,1 @@
+"""The sub-commands of `dmx`, one module each: SUMMARY, add_arguments(parser) and run(args)."""

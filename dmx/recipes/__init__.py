@@ -1,0 +1,1 @@
+"""Recipes: YAML files that hold only what differs from the defaults of `dmx.config`."""

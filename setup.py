@@ -1,0 +1,20 @@
+"""Maps the repository's folders to packages; everything else stands in pyproject.toml."""
+
+from setuptools import setup
+
+setup(
+    packages=[
+        "dmx",
+        "dmx.cluster",
+        "dmx.commands",
+        "dmx.data",
+        "dmx.evaluation",
+        "dmx.kernels",
+        "dmx.model",
+        "dmx.recipes",
+        "dmx.synth",
+        "dmx.train",
+    ],
+    package_dir={"dmx.kernels": "kernels", "dmx.cluster": "cluster"},
+    package_data={"dmx": ["py.typed"], "dmx.recipes": ["*.yaml"]},
+)
