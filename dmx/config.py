@@ -1,0 +1,330 @@
+"""What a training run is made of: typed, documented fields, recipes of differences, overrides.
+
+A `Config` is a tree of frozen dataclasses. A recipe (YAML) holds only the fields that differ from the
+defaults; the command line overrides single fields by their dotted name (`schedule.epochs=3`). The resolved
+configuration is saved with the run and reads back as it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.resources
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from dmx.errors import DmxError
+
+
+def _doc(default: Any, text: str, **limits: Any) -> Any:
+    """A field with its help text (unit included) and limits: `low`, `high` (both allowed)."""
+    metadata = {"help": text, **limits}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The data sets: folders made by `dmx ingest`, or raw known layouts read in place."""
+
+    source: str | None = _doc(None, "labelled (synthetic) data set: path")
+    target: str | None = _doc(None, "unlabelled (real) data set: path; none trains on the source alone")
+    tests: tuple[str, ...] = _doc((), "data sets with query and gallery, reported only: paths")
+    height: int = _doc(256, "image height in pixels", low=16)
+    width: int = _doc(128, "image width in pixels", low=16)
+    workers: int = _doc(2, "decoding threads of each training process; 0 decodes in line", low=0)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Backbone, pooling and neck."""
+
+    backbone: str = _doc("resnet50", "timm model, or a ResNet with IBN-a such as resnet50_ibn_a")
+    backbone_args: dict[str, Any] = _doc({}, "further arguments of timm.create_model")
+    pretrained: bool = _doc(False, "start from timm's ImageNet weights (downloads them)")
+    weights: str | None = _doc(None, "start from a local file: safetensors, or a torch state dict")
+    last_stride: int = _doc(1, "stride of the last stage of a ResNet", low=1, high=2)
+    discriminator_widths: tuple[int, ...] = _doc((1024, 512, 256), "hidden widths of the domain discriminator")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Training-time augmentation."""
+
+    flip: float = _doc(0.5, "probability of a horizontal flip", low=0, high=1)
+    pad: int = _doc(10, "pixels of padding on each side before the random crop", low=0)
+    erase: float = _doc(0.5, "probability of random erasing", low=0, high=1)
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """Identity batches: P identities times K instances, over all workers together."""
+
+    identities: int = _doc(16, "identities in a batch (P)", low=2)
+    instances: int = _doc(4, "images of each identity (K)", low=2)
+    source_share: float | None = _doc(
+        0.5,
+        "share of the identities that come from the source; none draws from both sets uniformly",
+        low=0,
+        high=1,
+    )
+    accumulation: int = _doc(1, "micro-batches a step (gradient accumulation)", low=1)
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Pseudo-labels; the defaults are the paper's."""
+
+    k1: int = _doc(30, "neighbours of k-reciprocal encoding, the image itself included", low=1)
+    k2: int = _doc(6, "neighbours of query expansion, the image itself included", low=1)
+    eps: float = _doc(0.6, "DBSCAN radius in Jaccard distance", low=0, high=1)
+    eps_gap: float = _doc(0.02, "distance of the tight and the loose radius from eps", low=0, high=1)
+    min_samples: int = _doc(4, "DBSCAN core points have this many neighbours, themselves included", low=1)
+    min_cluster_size: int = _doc(5, "smaller pseudo-identities are dropped", low=1)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Epochs, steps and learning rate."""
+
+    epochs: int = _doc(60, "epochs in all", low=1)
+    steps_per_epoch: int = _doc(2000, "optimiser steps an epoch", low=1)
+    source_epochs: int = _doc(
+        0, "first epochs that train on the source alone, so that clustering starts from usable features", low=0
+    )
+    stage_two_epoch: int = _doc(30, "first epoch (from 0) of the adversarial stage", low=0)
+    discriminator_every: int = _doc(10, "in stage two, every n-th step trains the discriminator alone", low=2)
+    warmup_epochs: int = _doc(10, "epochs over which the learning rate grows linearly", low=0)
+    warmup_factor: float = _doc(0.01, "learning rate at the first epoch, as a share of lr", low=0, high=1)
+    milestones: tuple[int, ...] = _doc((40, 70), "epochs at which the learning rate falls by gamma")
+    gamma: float = _doc(0.1, "factor of each milestone", low=0, high=1)
+    evaluate_every: int = _doc(1, "epochs between reports on the test sets; the last always reports", low=1)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser, precision and sharding."""
+
+    lr: float = _doc(3.5e-4, "learning rate", low=0)
+    weight_decay: float = _doc(5e-4, "L2 penalty added to the gradient (Adam, not AdamW)", low=0)
+    clip_norm: float = _doc(0.0, "gradient norm limit; 0 does not clip", low=0)
+    precision: Literal["fp32", "bf16"] = _doc("fp32", "arithmetic of forward and backward passes")
+    zero_stage: int = _doc(1, "DeepSpeed ZeRO stage", low=0, high=3)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights and constants of the losses."""
+
+    identity_weight_stage_one: float = _doc(10.0, "weight of cross-entropy in stage one", low=0)
+    identity_weight_stage_two: float = _doc(1.0, "weight of cross-entropy in stage two", low=0)
+    label_smoothing: float = _doc(0.1, "label smoothing of cross-entropy", low=0, high=1)
+    logit_scale: float = _doc(0.5, "identity logits are multiplied by this", low=0)
+    triplet_weight: float = _doc(1.0, "weight of the soft triplet loss", low=0)
+    triplet_margin: float = _doc(0.0, "margin of the soft triplet loss", low=0, high=1)
+    balance_weight: float = _doc(1.0, "weight of the domain balance loss in stage two", low=0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run."""
+
+    compat: Literal["official", "fixed"] = _doc(
+        "fixed", "official reproduces the faults of the published code that change results"
+    )
+    seed: int = _doc(0, "seed of weights, sampling and augmentation", low=0)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+
+    def __post_init__(self) -> None:
+        if self.compat == "official" and self.batch.source_share is not None:
+            # The published sampler has no quota; asking for it there would reproduce nothing.
+            object.__setattr__(self, "batch", dataclasses.replace(self.batch, source_share=None))
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    """Name to type of every field of a configuration dataclass."""
+    hints = typing.get_type_hints(cls)
+    return {item.name: hints[item.name] for item in dataclasses.fields(cls)}
+
+
+def leaves(cls: type = Config, prefix: str = "") -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
+    """Dotted name to (type, field) of every setting, in the order of the file."""
+    found: dict[str, tuple[Any, dataclasses.Field[Any]]] = {}
+    hints = field_types(cls)
+    for item in dataclasses.fields(cls):
+        kind = hints[item.name]
+        if dataclasses.is_dataclass(kind):
+            found |= leaves(typing.cast(type, kind), f"{prefix}{item.name}.")
+        else:
+            found[prefix + item.name] = (kind, item)
+    return found
+
+
+def _convert(value: Any, kind: Any, name: str, origin: str) -> Any:
+    """`value` (as YAML gives it) as `kind`, or an error that names the field and where it stands."""
+    root, args = typing.get_origin(kind), typing.get_args(kind)
+    if root in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        return _convert(value, next(arg for arg in args if arg is not type(None)), name, origin)
+    if root is Literal:
+        if value in args:
+            return value
+        wanted = " or ".join(map(str, args))
+    elif root is tuple and isinstance(value, list | tuple):
+        return tuple(_convert(item, args[0], name, origin) for item in value)
+    elif root is dict and isinstance(value, Mapping):
+        return dict(value)
+    elif kind is bool and isinstance(value, bool):
+        return value
+    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif kind is float and isinstance(value, str):
+        # YAML 1.1 reads 3.5e-4 as a number but 1e-4 as a string.
+        try:
+            return float(value)
+        except ValueError:
+            wanted = "a number"
+    elif kind in (int, str) and isinstance(value, kind) and not isinstance(value, bool):
+        return value
+    else:
+        wanted = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(
+            kind, "a list" if root is tuple else "a mapping" if root is dict else str(kind)
+        )
+    raise DmxError(f"{origin}: {name} wants {wanted}, found {value!r}")
+
+
+def _check_limits(value: Any, item: dataclasses.Field[Any], name: str, origin: str) -> None:
+    low, high = item.metadata.get("low"), item.metadata.get("high")
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        limits = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise DmxError(f"{origin}: {name} must be {limits}, found {value!r}")
+
+
+def unflatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    """{'a.b': 1} as {'a': {'b': 1}}."""
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
+        *parents, leaf = name.split(".")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[leaf] = value
+    return tree
+
+
+def _flatten(tree: Mapping[str, Any], known: Mapping[str, Any], origin: str, prefix: str = "") -> dict[str, Any]:
+    """The tree as dotted names; a name that is no setting is an error with the nearest right one."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if name in known:
+            flat[name] = value
+        elif isinstance(value, Mapping) and any(other.startswith(name + ".") for other in known):
+            flat |= _flatten(value, known, origin, name + ".")
+        else:
+            near = difflib.get_close_matches(name, [*known, *{n.split(".")[0] for n in known}], 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise DmxError(f"{origin}: there is no setting {name}{hint}")
+    return flat
+
+
+def _build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+    arguments: dict[str, Any] = {}
+    for name, kind in field_types(cls).items():
+        if dataclasses.is_dataclass(kind):
+            arguments[name] = _build(typing.cast(type, kind), values, f"{prefix}{name}.")
+        elif prefix + name in values:
+            arguments[name] = values[prefix + name]
+    return cls(**arguments)
+
+
+def from_tree(*layers: tuple[str, Mapping[str, Any]]) -> Config:
+    """Build a configuration from layers of differences, later ones winning.
+
+    Args:
+        layers: pairs of (where it comes from, for error messages; nested mapping of settings).
+
+    Raises:
+        DmxError: for an unknown setting, a value of the wrong type or outside its limits.
+    """
+    known = leaves()
+    values: dict[str, Any] = {}
+    for origin, tree in layers:
+        for name, value in _flatten(tree, known, origin).items():
+            kind, item = known[name]
+            values[name] = _convert(value, kind, name, origin)
+            _check_limits(values[name], item, name, origin)
+    config: Config = _build(Config, values)
+    return config
+
+
+def to_tree(config: Config) -> dict[str, Any]:
+    """The configuration as nested plain mappings, ready for YAML and JSON."""
+    tree: dict[str, Any] = dataclasses.asdict(config)
+    return typing.cast(dict[str, Any], yaml.safe_load(yaml.safe_dump(_plain(tree))))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping. Raises DmxError when the file is missing, broken or no mapping."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DmxError(f"{path}: wanted a YAML file, found: {error}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise DmxError(f"{path}: wanted a mapping of settings, found {type(tree).__name__}")
+    return tree
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with DMX."""
+    folder = importlib.resources.files("dmx.recipes")
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def recipe(name: str) -> tuple[str, dict[str, Any]]:
+    """A layer for `from_tree`: a recipe by the name of one that comes with DMX, or by its path."""
+    if name in recipe_names():
+        with importlib.resources.as_file(importlib.resources.files("dmx.recipes") / f"{name}.yaml") as path:
+            return f"recipe {name}", read_yaml(path)
+    if not Path(name).is_file():
+        raise DmxError(f"there is no recipe {name}: wanted a YAML file or one of {', '.join(recipe_names())}")
+    return name, read_yaml(Path(name))
+
+
+def overrides(items: list[str]) -> tuple[str, dict[str, Any]]:
+    """A layer from the command line: `name=value` with dotted names and YAML values."""
+    values: dict[str, Any] = {}
+    for item in items:
+        name, sign, text = item.partition("=")
+        if not sign:
+            raise DmxError(f"--set wants name=value, found {item!r}")
+        try:
+            values[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise DmxError(f"--set {name}: {text!r} is no YAML value") from error
+    return "--set", unflatten(values)
