@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line. Sub-command modules import nothing heavy until they run."""
     parser = argparse.ArgumentParser(
         prog="dmx",
-        description="Train person re-identification models from labelled synthetic and unlabelled real images.",
+        description="Person re-identification from labelled synthetic and unlabelled real images.",
     )
     parser.add_argument("--version", action="version", version=f"dmx {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

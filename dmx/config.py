@@ -51,7 +51,7 @@ class ModelConfig:
     pretrained: bool = _doc(False, "start from timm's ImageNet weights (downloads them)")
     weights: str | None = _doc(None, "start from a local file: safetensors, or a torch state dict")
     last_stride: int = _doc(1, "stride of the last stage of a ResNet", low=1, high=2)
-    discriminator_widths: tuple[int, ...] = _doc((1024, 512, 256), "hidden widths of the domain discriminator")
+    discriminator_widths: tuple[int, ...] = _doc((1024, 512, 256), "hidden widths of the discriminator")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class ScheduleConfig:
     epochs: int = _doc(60, "epochs in all", low=1)
     steps_per_epoch: int = _doc(2000, "optimiser steps an epoch", low=1)
     source_epochs: int = _doc(
-        0, "first epochs that train on the source alone, so that clustering starts from usable features", low=0
+        0, "first epochs on the source alone, so that clustering starts from usable features", low=0
     )
     stage_two_epoch: int = _doc(30, "first epoch (from 0) of the adversarial stage", low=0)
     discriminator_every: int = _doc(10, "in stage two, every n-th step trains the discriminator alone", low=2)
@@ -229,7 +229,9 @@ def unflatten(values: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _flatten(tree: Mapping[str, Any], known: Mapping[str, Any], origin: str, prefix: str = "") -> dict[str, Any]:
+def _flatten(
+    tree: Mapping[str, Any], known: Mapping[str, Any], origin: str, prefix: str = ""
+) -> dict[str, Any]:
     """The tree as dotted names; a name that is no setting is an error with the nearest right one."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():

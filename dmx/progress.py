@@ -56,11 +56,8 @@ class _Lines:
         left = ""
         if self._total is not None and 0 < self._count < self._total:
             left = f", {(self._total - self._count) / rate:.0f} s left"
-        print(
-            f"{self._label}: {self._count}{of} {self._unit}, {elapsed_s:.0f} s, {rate:.1f} {self._unit}/s{left}{note}",
-            file=sys.stderr,
-            flush=True,
-        )
+        done = f"{self._count}{of} {self._unit}, {elapsed_s:.0f} s, {rate:.1f} {self._unit}/s"
+        print(f"{self._label}: {done}{left}{note}", file=sys.stderr, flush=True)
 
 
 def progress_bar(total: int | None, label: str, unit: str = "it") -> Bar:

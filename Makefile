@@ -1,0 +1,37 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Each creates the environment it needs.
+PYTHON ?= python3
+VENV ?= .venv
+EXTRAS ?= cpu,synth,dev
+DEMO ?= --out demo
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+comma := ,
+
+.PHONY: demo test lint types clean
+
+demo: $(STAMP)
+	$(BIN)/dmx demo $(DEMO)
+
+test: lint types
+	$(BIN)/pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The checker sees an installed copy: in the repository's root every module would exist twice.
+types: $(STAMP)
+	rm -rf build
+	$(BIN)/pip install -q --no-deps --no-build-isolation --target build/typecheck .
+	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p dmx
+
+$(STAMP): pyproject.toml setup.py
+	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 12) else "DMX wants Python 3.11 or 3.12, found " + sys.version.split()[0] + ": set PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade pip "setuptools>=68" wheel
+	$(BIN)/pip install -q -e ".[$(EXTRAS)]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build demo *.egg-info
