@@ -1,0 +1,91 @@
+"""Backbones: any timm model by name, ResNets with last stride 1 and with IBN-a."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+import timm
+from torch import nn
+
+from dmx.errors import DmxError
+from dmx.model.ibn import convert_to_ibn_a
+from dmx.model.weights import load_backbone_weights
+
+if TYPE_CHECKING:
+    from dmx.config import ModelConfig
+
+IBN_A = "_ibn_a"
+
+
+def build_backbone(config: ModelConfig) -> nn.Module:
+    """Build the feature extractor: images (N, 3, H, W) to a feature map, without pooling or classifier.
+
+    `<resnet>_ibn_a` is timm's `<resnet>` with IBN-a, e.g. `resnet50_ibn_a`. `last_stride` acts on backbones
+    with a ResNet's `layer4`; others keep the strides they have.
+
+    Args:
+        config: backbone, backbone_args, pretrained, weights and last_stride.
+
+    Raises:
+        DmxError: unknown name, arguments or weights that do not fit it.
+    """
+    name = config.backbone
+    base = name.removesuffix(IBN_A)
+    _require_known(name, base)
+    if config.pretrained and base != name:
+        raise DmxError(
+            f"model.pretrained: timm has no weights for {name!r}; download the published IBN-Net weights "
+            "and name the file in model.weights"
+        )
+    if config.pretrained and config.weights:
+        raise DmxError("model.pretrained and model.weights are both set: choose one source of weights")
+    arguments = {**config.backbone_args, "num_classes": 0, "global_pool": ""}
+    try:
+        backbone: nn.Module = timm.create_model(base, pretrained=config.pretrained, **arguments)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise DmxError(
+            f"backbone {name!r} with backbone_args {config.backbone_args}: timm cannot build it: {error}"
+        ) from error
+    if base != name:
+        convert_to_ibn_a(backbone, name)
+    if config.last_stride == 1:
+        remove_last_stride(backbone)
+    if config.weights:
+        load_backbone_weights(backbone, config.weights)
+    return backbone
+
+
+def remove_last_stride(backbone: nn.Module) -> None:
+    """Set the stride of a ResNet's `layer4` to 1, in place; anything else stays as it is.
+
+    A feature map of twice the height and width costs little and keeps detail that tells people apart
+    (Sun et al., "Beyond Part Models", ECCV 2018; Luo et al., "Bag of Tricks", CVPRW 2019). Unlike timm's
+    `output_stride=16` it does not dilate the convolutions, as no published re-identification code does.
+    """
+    stage = getattr(backbone, "layer4", None)
+    if not isinstance(stage, nn.Sequential):
+        return
+    first = stage[0]
+    for path, module in list(first.named_modules()):
+        if isinstance(module, nn.Conv2d) and module.stride != (1, 1):
+            module.stride = (1, 1)
+        elif isinstance(module, nn.AvgPool2d) and module.stride != 1:
+            if module.kernel_size in (2, (2, 2)):
+                # Even kernels would shift the map and lose a row; timm has no pool at stride 1 either.
+                first.set_submodule(path, nn.Identity())
+            else:
+                module.stride = 1
+        elif type(module).__name__ == "BlurPool2d":
+            first.set_submodule(path, nn.Identity())
+
+
+def _require_known(name: str, base: str) -> None:
+    if timm.is_model(base.split(".")[0]):
+        return
+    known = [*timm.list_models(), "resnet18_ibn_a", "resnet34_ibn_a", "resnet50_ibn_a", "resnet101_ibn_a"]
+    near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+    hint = f"; near it: {', '.join(near)}" if near else ""
+    raise DmxError(
+        f"model.backbone: wanted a timm model or a ResNet with IBN-a (resnet50_ibn_a), found {name!r}{hint}"
+    )

@@ -1,0 +1,71 @@
+"""The embedding model: backbone, global average pooling, BNNeck."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dmx.model.backbone import build_backbone
+
+if TYPE_CHECKING:
+    from dmx.config import ModelConfig
+
+
+class EmbeddingModel(nn.Module):
+    """Images to features: `f` for the triplet loss, `b = BN(f)` for classifiers, `b / ||b||` for retrieval.
+
+    The neck's bias stays 0, so that its classifier's decision planes pass through the origin and angles
+    mean the same in training and in retrieval.
+
+    Source: Luo et al., "Bag of Tricks and a Strong Baseline for Deep Person Re-identification", CVPRW 2019.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.width = int(backbone.num_features)  # type: ignore[arg-type]
+        self.neck = nn.BatchNorm1d(self.width)
+        self.neck.bias.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (f, b).
+
+        Args:
+            images: (N, 3, H, W), normalised.
+
+        Returns:
+            f: (N, D) pooled features, b: (N, D) the same after the neck.
+        """
+        f = self._pool(self.backbone(images))
+        return f, self.neck(f)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Embeddings for retrieval: b / ||b||, (N, D) of unit rows.
+
+        The module's mode is the caller's: `eval()` first, or the neck normalises by the batch.
+        """
+        _, b = self(images)
+        return F.normalize(b, dim=1)
+
+    def _pool(self, x: Tensor) -> Tensor:
+        """(N, D, h, w) or (N, h, w, D): mean over positions. (N, L, D): the class token, or the mean."""
+        if x.ndim == 4:
+            channels_last = str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC")
+            return x.mean(dim=(1, 2) if channels_last else (2, 3))
+        if x.ndim == 3:
+            prefix = int(getattr(self.backbone, "num_prefix_tokens", 0))
+            return x[:, 0] if prefix else x.mean(dim=1)
+        return x
+
+
+def build_model(config: ModelConfig) -> EmbeddingModel:
+    """Build the model that `config` describes.
+
+    Weights that are not loaded are drawn from torch's global generator: seed it first.
+
+    Raises:
+        DmxError: unknown backbone, or arguments or weights that do not fit it.
+    """
+    return EmbeddingModel(build_backbone(config))

@@ -1,0 +1,217 @@
+"""Backbones, neck, discriminator, weights from files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from dmx.config import ModelConfig
+from dmx.errors import DmxError
+from dmx.model import (
+    Discriminator,
+    EmbeddingModel,
+    SynchronisedBatchNorm,
+    build_model,
+    frozen_statistics,
+    synchronise_batchnorm,
+)
+from dmx.model.ibn import IBN
+
+NARROW = {"channels": (8, 16, 24, 32)}  # the last of a BasicBlock ResNet is the feature width
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.manual_seed(0)
+
+
+def narrow(**changes: object) -> EmbeddingModel:
+    fields = {"backbone": "resnet18", "backbone_args": NARROW, **changes}
+    return build_model(ModelConfig(**fields))  # type: ignore[arg-type]
+
+
+def test_forward_gives_features_before_and_after_the_neck() -> None:
+    model = narrow()
+    f, b = model(torch.randn(4, 3, 64, 32))
+    assert f.shape == b.shape == (4, 32)
+    assert model.width == 32
+    expected = (f - f.mean(0)) / (f.var(0, unbiased=False) + 1e-5).sqrt()
+    torch.testing.assert_close(b, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_embeddings_are_unit_rows_of_b() -> None:
+    model = narrow().eval()
+    images = torch.randn(3, 3, 64, 32)
+    _, b = model(images)
+    e = model.embed(images)
+    torch.testing.assert_close(e.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(e, b / b.norm(dim=1, keepdim=True))
+
+
+def test_neck_bias_is_frozen_at_zero() -> None:
+    model = narrow()
+    assert not model.neck.bias.requires_grad
+    f, b = model(torch.randn(4, 3, 64, 32))
+    (f.square().sum() + b.square().sum()).backward()
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0).step()
+    assert torch.equal(model.neck.bias, torch.zeros(32))
+    assert torch.equal(narrow().neck.weight, torch.ones(32))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d", "resnet26d", "resnet18_ibn_a"])
+def test_last_stride_one_doubles_the_map_and_keeps_the_weights(name: str) -> None:
+    images = torch.randn(2, 3, 64, 32)
+    maps = {}
+    for stride in (1, 2):
+        model = build_model(ModelConfig(backbone=name, last_stride=stride)).eval()
+        maps[stride] = model.backbone(images).shape[2:]
+    assert maps[1] == (4, 2)
+    assert maps[2] == (2, 1)
+    strides = {
+        m.stride
+        for m in build_model(ModelConfig(backbone=name)).backbone.layer4.modules()
+        if isinstance(m, nn.Conv2d)
+    }  # type: ignore[union-attr, operator]
+    assert strides == {(1, 1)}
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_other_backbones_pool_to_their_width(name: str) -> None:
+    arguments = {"img_size": (64, 32), "window_size": 2} if name.startswith("swin") else {}
+    if name.startswith("vit"):
+        arguments = {"img_size": (64, 32)}
+    model = build_model(ModelConfig(backbone=name, backbone_args=arguments)).eval()
+    f, _ = model(torch.randn(2, 3, 64, 32))
+    assert f.shape == (2, model.width)
+
+
+def test_ibn_normalises_its_halves_differently() -> None:
+    layer = IBN(5).train()
+    x = torch.randn(4, 5, 6, 3)
+    y = layer(x)
+    instance = nn.functional.instance_norm(x[:, :2])
+    batch = nn.functional.batch_norm(x[:, 2:], None, None, training=True)
+    torch.testing.assert_close(y, torch.cat((instance, batch), 1))
+
+
+def test_ibn_a_keys_are_those_of_the_published_weights() -> None:
+    """The published file: torchvision's ResNet-50 keys, with layer1-3's bn1 split into IN and BN, and fc."""
+    plain = timm.create_model("resnet50", num_classes=0).state_dict()
+    expected = set()
+    for key in plain:
+        parts = key.split(".")
+        if parts[0] in ("layer1", "layer2", "layer3") and parts[2] == "bn1":
+            expected.add(".".join([*parts[:3], "BN", parts[3]]))
+            if parts[3] in ("weight", "bias"):
+                expected.add(".".join([*parts[:3], "IN", parts[3]]))
+        else:
+            expected.add(key)
+    state = build_model(ModelConfig(backbone="resnet50_ibn_a")).backbone.state_dict()
+    assert set(state) == expected
+    assert state["layer1.0.bn1.IN.weight"].shape == (32,)
+    assert state["layer3.5.bn1.BN.running_mean"].shape == (128,)
+    assert "layer4.0.bn1.running_var" in state
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone."])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_load_from_files(tmp_path: Path, prefix: str, suffix: str) -> None:
+    donor = narrow(backbone="resnet18_ibn_a")
+    state = {prefix + key: value for key, value in donor.backbone.state_dict().items()}
+    state["module.fc.weight" if prefix.startswith("module.") else "fc.weight"] = torch.zeros(7, 32)
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save({"state_dict": state, "epoch": 3}, path)
+    else:
+        save_file(state, path)
+    torch.manual_seed(1)
+    loaded = narrow(backbone="resnet18_ibn_a", weights=str(path))
+    for key, value in donor.backbone.state_dict().items():
+        torch.testing.assert_close(loaded.backbone.state_dict()[key], value, rtol=0, atol=0)
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    state = narrow().backbone.state_dict()
+    save_file(state, path)
+    with pytest.raises(DmxError, match=r"lacks layer1\.0\.bn1\.IN\.weight"):
+        narrow(backbone="resnet18_ibn_a", weights=str(path))
+    with pytest.raises(DmxError, match=r"conv1.*instead of"):
+        narrow(backbone_args={"channels": (4, 16, 24, 32)}, weights=str(path))
+    save_file({**state, "odd.thing": torch.zeros(1)}, path)
+    with pytest.raises(DmxError, match=r"no place for odd\.thing"):
+        narrow(weights=str(path))
+    path.write_bytes(b"not weights")
+    with pytest.raises(DmxError, match="cannot be read"):
+        narrow(weights=str(path))
+    with pytest.raises(DmxError, match="no such file"):
+        narrow(weights=str(tmp_path / "none.pth"))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (ModelConfig(backbone="resnet5O"), "near it: .*resnet50"),
+        (ModelConfig(backbone="resnet50_ibn"), "resnet50_ibn_a"),
+        (ModelConfig(backbone="resnet18", backbone_args={"colour": 3}), "colour"),
+        (ModelConfig(backbone="convnext_atto_ibn_a"), "layer1"),
+        (ModelConfig(backbone="resnet50_ibn_a", pretrained=True), "model.weights"),
+    ],
+)
+def test_unusable_configurations_say_why(config: ModelConfig, message: str) -> None:
+    with pytest.raises(DmxError, match=message):
+        build_model(config)
+
+
+def test_discriminator_is_the_papers_by_default() -> None:
+    layers = list(Discriminator(2048))
+    widths = [(m.in_features, m.out_features) for m in layers if isinstance(m, nn.Linear)]
+    assert widths == [(2048, 1024), (1024, 512), (512, 256), (256, 2)]
+    between = [type(m) for m in layers]
+    assert between == [nn.Linear, nn.BatchNorm1d, nn.LeakyReLU] * 3 + [nn.Linear]
+    assert {m.negative_slope for m in layers if isinstance(m, nn.LeakyReLU)} == {0.2}
+    assert Discriminator(8, domains=3, hidden=(6,))(torch.randn(5, 8)).shape == (5, 3)
+    assert Discriminator(8, hidden=())(torch.randn(5, 8)).shape == (5, 2)
+
+
+def test_synchronised_batch_norm_alone_is_batch_norm() -> None:
+    plain = narrow(backbone="resnet18_ibn_a")
+    state = {key: value.clone() for key, value in plain.state_dict().items()}
+    images = torch.randn(4, 3, 64, 32)
+    expected = plain(images)[1]
+    plain.load_state_dict(state)
+    parameters = dict(plain.named_parameters())
+    converted = synchronise_batchnorm(plain)
+    assert isinstance(converted.neck, SynchronisedBatchNorm)
+    assert list(converted.state_dict()) == list(state)
+    assert all(parameter is parameters[name] for name, parameter in converted.named_parameters())
+    torch.testing.assert_close(converted(images)[1], expected, rtol=0, atol=0)
+
+
+def test_conversion_keeps_fused_activations() -> None:
+    """EfficientNets use timm's BatchNormAct2d."""
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(backbone="efficientnet_lite0"))
+    images = torch.randn(2, 3, 64, 32)
+    expected = model.eval()(images)[0]
+    torch.testing.assert_close(synchronise_batchnorm(model).eval()(images)[0], expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("convert", [False, True])
+def test_frozen_statistics_use_the_batch_and_leave_the_buffers(convert: bool) -> None:
+    discriminator: nn.Module = Discriminator(8, hidden=(6, 5)).train()
+    if convert:
+        discriminator = synchronise_batchnorm(discriminator)
+    before = {key: value.clone() for key, value in discriminator.state_dict().items()}
+    x = torch.randn(7, 8)
+    with frozen_statistics(discriminator):
+        y = discriminator(x)
+    for key, value in discriminator.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    torch.testing.assert_close(discriminator(x), y)  # training mode: the batch's statistics both times
+    assert not torch.equal(discriminator.state_dict()["1.running_mean"], before["1.running_mean"])
