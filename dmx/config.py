@@ -106,6 +106,10 @@ class ScheduleConfig:
     milestones: tuple[int, ...] = _doc((40, 70), "epochs at which the learning rate falls by gamma")
     gamma: float = _doc(0.1, "factor of each milestone", low=0, high=1)
     evaluate_every: int = _doc(1, "epochs between reports on the test sets; the last always reports", low=1)
+    checkpoint_every_steps: int = _doc(
+        500, "steps between checkpoints within an epoch; 0 writes them at the end of epochs only", low=0
+    )
+    keep_checkpoints: int = _doc(2, "how many of the last checkpoints stay on the disk", low=1)
 
 
 @dataclass(frozen=True)

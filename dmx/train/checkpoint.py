@@ -1,0 +1,229 @@
+"""Checkpoints: complete, atomic, and the same whatever the number of processes or the ZeRO stage.
+
+A checkpoint is a folder of safetensors and JSON, without pickles:
+
+    model.safetensors          whole float32 parameters and buffers of the embedding model
+    discriminator.safetensors  the same of the discriminator
+    optimizer.safetensors      Adam's moments of both
+    classifier.safetensors     all rows of the identity classifier and their moments
+    labels.safetensors         pseudo-labels of the epoch it stands in; only in the middle of an epoch
+    state.json                 where training stands: epoch, step, Adam's steps, threshold, epochs so far
+    config.yaml                the resolved configuration
+
+It is written beside its place, flushed to the disk, renamed, and only then does the file `latest` name it:
+a crash at any moment leaves the previous checkpoint in force.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dmx.config import Config, from_tree, read_yaml, to_tree
+from dmx.errors import DmxError
+
+if TYPE_CHECKING:
+    from dmx.model import EmbeddingModel
+
+FORMAT = 1
+FOLDER = "checkpoints"
+LATEST = "latest"
+BEST = "best"
+MODEL = "model"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands. Sampling and augmentation follow from (seed, epoch, step) alone.
+
+    Attributes:
+        seed, epoch, step: the sampler's state: the next step to do, both from 0.
+        global_step: steps done in the whole run.
+        independence_threshold: of the first clustering; None before it.
+        adam_steps: updates each optimiser has made, by name.
+        epochs: one record of each epoch that is done.
+        record: what is known so far of the epoch it stands in.
+    """
+
+    seed: int
+    epoch: int = 0
+    step: int = 0
+    global_step: int = 0
+    independence_threshold: float | None = None
+    adam_steps: dict[str, int] = field(default_factory=dict)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was read from a checkpoint folder."""
+
+    path: Path
+    progress: Progress
+    config: Config
+    tensors: dict[str, dict[str, Tensor]]
+
+
+def write_checkpoint(
+    run: Path,
+    progress: Progress,
+    config: Config,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    *,
+    keep: int,
+    facts: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a checkpoint into a run folder and make it the latest. One process calls this.
+
+    Args:
+        run: the run folder.
+        progress: where training stands.
+        config: the resolved configuration.
+        tensors: contents by file name, without suffix; an empty one is left out.
+        keep: how many of the last checkpoints stay (the best one stays too).
+        facts: further entries of state.json, for people: versions, processes.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    folder = run / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    name = _unused_name(run, progress.global_step)
+    temporary = folder / f".{name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    for part, content in tensors.items():
+        if content:
+            save_file({key: value.contiguous() for key, value in content.items()}, temporary / f"{part}.safetensors")
+    state = {"format": FORMAT, **asdict(progress), **(facts or {})}
+    (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+    (temporary / "config.yaml").write_text(yaml.safe_dump(to_tree(config), sort_keys=False), encoding="utf-8")
+    for path in [*temporary.iterdir(), temporary]:
+        _flush(path)
+    final = folder / name
+    temporary.rename(final)
+    _flush(folder)
+    point(run, LATEST, name)
+    _forget_old(folder, keep)
+    return final
+
+
+def _unused_name(run: Path, global_step: int) -> str:
+    """The checkpoint's name; a folder that nothing points to (left by a crash) makes way."""
+    name, again = f"step-{global_step:08d}", 0
+    pointed = {latest(run, pointer) for pointer in (LATEST, BEST)}
+    while (run / FOLDER / name) in pointed:
+        again += 1
+        name = f"step-{global_step:08d}-{again}"
+    shutil.rmtree(run / FOLDER / name, ignore_errors=True)
+    return name
+
+
+def point(run: Path, pointer: str, name: str) -> None:
+    """Make the file `pointer` name a checkpoint."""
+    folder = run / FOLDER
+    temporary = folder / f".{pointer}.tmp"
+    temporary.write_text(name + "\n", encoding="utf-8")
+    _flush(temporary)
+    temporary.rename(folder / pointer)
+    _flush(folder)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _forget_old(folder: Path, keep: int) -> None:
+    pointed = {
+        (folder / name).read_text(encoding="utf-8").strip() for name in (LATEST, BEST) if (folder / name).exists()
+    }
+    found = sorted(path for path in folder.glob("step-*") if path.is_dir())
+    for path in found[: max(0, len(found) - keep)]:
+        if path.name not in pointed:
+            shutil.rmtree(path)
+
+
+def latest(run: Path, pointer: str = LATEST) -> Path | None:
+    """The checkpoint a run folder's pointer names; None when there is none yet."""
+    file = run / FOLDER / pointer
+    if not file.exists():
+        return None
+    return run / FOLDER / file.read_text(encoding="utf-8").strip()
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint folder.
+
+    Raises:
+        DmxError: naming the file that is missing or broken.
+    """
+    progress = _read_progress(path / "state.json")
+    tensors = {file.stem: _read_tensors(file) for file in sorted(path.glob("*.safetensors"))}
+    if MODEL not in tensors:
+        raise DmxError(f"{path}: wanted {MODEL}.safetensors, found {sorted(os.listdir(path))}")
+    return Checkpoint(path, progress, _read_config(path), tensors)
+
+
+def _read_progress(file: Path) -> Progress:
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise DmxError(f"{file}: wanted a checkpoint's state, found: {error}") from error
+    if state.get("format") != FORMAT:
+        raise DmxError(f"{file}: wanted checkpoint format {FORMAT}, found {state.get('format')!r}")
+    return Progress(**{name: state[name] for name in Progress.__dataclass_fields__})
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise DmxError(f"{file}: wanted a safetensors file, found: {error}") from error
+
+
+def _read_config(folder: Path) -> Config:
+    file = folder / "config.yaml"
+    return from_tree((str(file), read_yaml(file)))
+
+
+def load_model(path: str | Path, pointer: str = LATEST) -> tuple[EmbeddingModel, Config]:
+    """The embedding model of a run or of one of its checkpoints, in evaluation mode on the CPU.
+
+    Args:
+        path: a run folder, or a checkpoint folder.
+        pointer: which checkpoint of a run folder: `latest`, or `best` where it is recorded.
+
+    Raises:
+        DmxError: there is no checkpoint at `path`, or it is broken.
+    """
+    from dmx.model import build_model
+
+    folder = Path(path)
+    if not (folder / f"{MODEL}.safetensors").exists():
+        found = latest(folder, pointer)
+        if found is None:
+            raise DmxError(
+                f"{folder}: wanted a run folder with {FOLDER}/{pointer}, or a checkpoint folder with "
+                f"{MODEL}.safetensors; train one with `dmx train --run {folder}`"
+            )
+        folder = found
+    config = _read_config(folder)
+    # The weights come from the checkpoint: nothing to download, nothing else to read.
+    model = build_model(replace(config.model, pretrained=False, weights=None))
+    model.load_state_dict(_read_tensors(folder / f"{MODEL}.safetensors"))
+    return model.eval(), config

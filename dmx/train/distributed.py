@@ -1,0 +1,214 @@
+"""The group of training processes: set up, told apart, and the few collectives training needs.
+
+The same worker runs under Ray Train (which has set the group up already), under torchrun (which describes
+it in the environment) and alone. Symbols: W processes, B images a process, D feature width.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+DEFAULT_TIMEOUT_S = 1800.0
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the training processes.
+
+    Attributes:
+        rank: number of this process, from 0.
+        size: number of processes, W.
+        local_rank: number of this process on its host.
+        local_size: processes on this host.
+        device: where this process computes.
+        timeout_s: how long a collective waits for the other processes.
+        control: a gloo group for small messages between hosts; None when alone.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    control: Any = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+
+@contextmanager
+def world(
+    timeout_s: float = DEFAULT_TIMEOUT_S, local: tuple[int, int] | None = None
+) -> Iterator[World]:
+    """Join the group of training processes, and leave it at the end if it was made here.
+
+    Args:
+        timeout_s: how long a collective waits for the other processes, in seconds.
+        local: (local rank, processes on this host) where the environment does not tell, as in Ray Train.
+
+    Yields:
+        This process's place. An error that passes through gets a note with the rank, so that the log of
+        many processes tells which one failed.
+    """
+    timeout = datetime.timedelta(seconds=timeout_s)
+    made_here = not dist.is_initialized()
+    if made_here:
+        _join(os.environ, timeout)
+    rank, size = dist.get_rank(), dist.get_world_size()
+    local_rank, local_size = local or (
+        int(os.environ.get("LOCAL_RANK", rank)),
+        int(os.environ.get("LOCAL_WORLD_SIZE", size)),
+    )
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    control = dist.new_group(backend="gloo", timeout=timeout) if size > 1 else None
+    place = World(rank, size, local_rank, local_size, device, timeout_s, control)
+    try:
+        yield place
+    except Exception as error:
+        error.add_note(f"in training process {rank} of {size} on {os.uname().nodename}")
+        raise
+    finally:
+        if made_here:
+            dist.destroy_process_group()
+
+
+def _join(environment: Mapping[str, str], timeout: datetime.timedelta) -> None:
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if "WORLD_SIZE" in environment:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+
+
+def use_cores(world: World) -> int:
+    """Share this host's cores among its processes; returns the threads of this one."""
+    cores = len(os.sched_getaffinity(0))
+    threads = max(1, cores // world.local_size)
+    torch.set_num_threads(threads)
+    return threads
+
+
+def meet(world: World, place: str) -> None:
+    """Wait until every process has come this far.
+
+    Raises:
+        RuntimeError: naming the place and the processes that did not come within the timeout.
+    """
+    if world.size == 1:
+        return
+    try:
+        dist.monitored_barrier(
+            world.control, timeout=datetime.timedelta(seconds=world.timeout_s), wait_all_ranks=True
+        )
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"training process {world.rank} of {world.size} waited {world.timeout_s:.0f} s at '{place}' for "
+            f"the others: {error}. Look at the log of the process named here: it failed or hangs"
+        ) from error
+
+
+def share(world: World, value: T) -> T:
+    """The first process's `value`, given to all. Small plain objects only."""
+    if world.size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, group=world.control)
+    return box[0]
+
+
+def share_tensor(world: World, tensor: torch.Tensor | None) -> torch.Tensor:
+    """The first process's CPU tensor, given to all; the others pass None."""
+    if world.size == 1:
+        if tensor is None:
+            raise ValueError("the first process has to pass a tensor")
+        return tensor
+    shape, kind = share(world, None if tensor is None else (tuple(tensor.shape), tensor.dtype)) or ((), None)
+    if not world.leads or tensor is None:
+        tensor = torch.empty(shape, dtype=kind)
+    dist.broadcast(tensor.contiguous(), src=0, group=world.control)
+    return tensor
+
+
+def collect(world: World, part: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """All processes' CPU tensors of `counts` rows, one below the other, on every process.
+
+    Args:
+        part: (counts[rank], ...), any dtype.
+        counts: rows of each process.
+
+    Returns:
+        (sum of counts, ...).
+    """
+    if world.size == 1:
+        return part
+    largest = max(counts)
+    padded = part.new_zeros((largest, *part.shape[1:]))
+    padded[: len(part)] = part
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded, group=world.control)
+    return torch.cat([rows[:count] for rows, count in zip(parts, counts, strict=True)])
+
+
+class _GatherRows(torch.autograd.Function):
+    """All-gather whose backward sums the gradients of all processes (each used every row)."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
+        ctx.rows = len(rows)
+        gathered = rows.new_empty((dist.get_world_size() * len(rows), *rows.shape[1:]))
+        dist.all_gather_into_tensor(gathered, rows.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        start = dist.get_rank() * ctx.rows
+        return gradient[start : start + ctx.rows]
+
+
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Every process's rows, in order of rank, differentiable.
+
+    Args:
+        rows: (B, ...), the same B on every process.
+
+    Returns:
+        (W B, ...). Its gradient is summed over the processes, so a loss that averages over them (as the
+        engines do) comes out as on one process with the whole batch.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows
+    return _GatherRows.apply(rows)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, factor: float) -> torch.Tensor:
+        ctx.factor = factor
+        return rows.view_as(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        return gradient * ctx.factor, None
+
+
+def scale_gradient(rows: torch.Tensor, factor: float) -> torch.Tensor:
+    """`rows` unchanged; their gradient times `factor`."""
+    return rows if factor == 1 else _ScaleGradient.apply(rows, factor)  # type: ignore[no-any-return,no-untyped-call]

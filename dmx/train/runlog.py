@@ -1,0 +1,118 @@
+"""What a run tells: metrics.jsonl (a line a step), epochs.jsonl (a line an epoch), TensorBoard, its versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+from dmx.config import Config, to_tree
+
+STEPS = "metrics.jsonl"
+EPOCHS = "epochs.jsonl"
+CONFIG = "config.yaml"
+VERSIONS = "versions.json"
+PACKAGES = ("dmx", "torch", "torchvision", "timm", "deepspeed", "ray", "numpy", "numba", "safetensors")
+
+
+class RunLog:
+    """Appends to a run folder's logs. After a resume no step and no epoch stands there twice."""
+
+    def __init__(self, run: Path, *, global_step: int, epoch: int, tensorboard: bool = True) -> None:
+        """Open the logs of a run that goes on at `global_step` and `epoch`; later lines are dropped.
+
+        Args:
+            run: the run folder.
+            global_step: the next step of the run, from 0.
+            epoch: the epoch it lies in, from 0.
+            tensorboard: also write TensorBoard events.
+        """
+        _truncate(run / STEPS, lambda line: line["global_step"] < global_step)
+        _truncate(run / EPOCHS, lambda line: line["epoch"] < epoch)
+        self._steps: TextIO = open(run / STEPS, "a", encoding="utf-8")  # noqa: SIM115  # closed by close()
+        self._epochs: TextIO = open(run / EPOCHS, "a", encoding="utf-8")  # noqa: SIM115
+        self._board: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(  # type: ignore[no-untyped-call]
+                str(run / "tensorboard"), purge_step=global_step or None, flush_secs=10
+            )
+
+    def step(self, values: Mapping[str, Any]) -> None:
+        """Log one step; `values` has its `global_step`."""
+        _append(self._steps, values)
+        self._show("train", values, values["global_step"])
+
+    def epoch(self, values: Mapping[str, Any], global_step: int) -> None:
+        """Log one epoch; `values` has its `epoch`."""
+        _append(self._epochs, values)
+        self._show("epoch", values, global_step)
+
+    def _show(self, group: str, values: Mapping[str, Any], global_step: int) -> None:
+        if self._board is None:
+            return
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                self._show(f"{group}/{name}", value, global_step)
+            elif isinstance(value, int | float) and name not in ("epoch", "step", "global_step"):
+                self._board.add_scalar(f"{group}/{name}", value, global_step)
+
+    def close(self) -> None:
+        """Flush and close all logs."""
+        self._steps.close()
+        self._epochs.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _append(file: TextIO, values: Mapping[str, Any]) -> None:
+    file.write(json.dumps(values) + "\n")
+    file.flush()
+
+
+def _truncate(file: Path, keeps: Callable[[dict[str, Any]], bool]) -> None:
+    """Keep the lines for which `keeps` holds; a line cut off by a crash goes too."""
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if keeps(values):
+            kept.append(line + "\n")
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.rename(file)
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The lines of a log; none when it does not exist."""
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def describe_run(run: Path, config: Config) -> None:
+    """Save the resolved configuration and the versions into the run folder."""
+    run.mkdir(parents=True, exist_ok=True)
+    (run / CONFIG).write_text(yaml.safe_dump(to_tree(config), sort_keys=False), encoding="utf-8")
+    (run / VERSIONS).write_text(json.dumps(versions(), indent=1) + "\n", encoding="utf-8")

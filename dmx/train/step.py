@@ -1,0 +1,101 @@
+"""One training step: the losses put together.
+
+A step is one update of the embedding model and the classifier (`train_model`), or in stage two, now and
+then, of the discriminator alone (`train_discriminator`). Either takes the step's micro-batches of this
+process: pairs of images (B, 3, H, W) and labels (B,), identities in [0, S) of the source, then
+pseudo-identities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dmx.config import Config
+from dmx.model import domain_balance_loss, domain_labels, domain_loss, soft_triplet_loss
+from dmx.train.classifier import Classifier
+from dmx.train.distributed import World, gather_rows
+from dmx.train.engines import Engine
+from dmx.train.schedule import Stage, identity_weight
+
+MicroBatches = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass
+class Players:
+    """Everything that a step updates."""
+
+    generator: Engine
+    discriminator: Engine
+    classifier: Classifier
+
+
+def train_model(
+    players: Players, config: Config, stage: Stage, batches: MicroBatches, world: World
+) -> dict[str, float]:
+    """Update the embedding model and the classifier: identity + triplet, and in stage two + balance.
+
+    Returns:
+        Means of the losses over micro-batches and processes, by name.
+    """
+    weight = identity_weight(config, stage)
+    seen = []
+    for images, labels in batches:
+        f, b = players.generator(images)
+        identity = players.classifier.loss(b, labels)
+        triplet = _triplet(f, labels, config.loss.triplet_margin, world)
+        loss = weight * identity + config.loss.triplet_weight * triplet
+        balance = torch.zeros(())
+        if stage is Stage.TWO:
+            with players.discriminator.frozen() as discriminator:
+                balance = domain_balance_loss(discriminator(b), config.compat)
+            loss = loss + config.loss.balance_weight * balance
+        players.generator.backward(loss)
+        players.generator.step()
+        seen.append(torch.stack([value.detach().cpu() for value in (loss, identity, triplet, balance)]))
+    players.classifier.step()
+    names = ("loss", "identity", "triplet", "balance")[: None if stage is Stage.TWO else 3]
+    return dict(zip(names, _mean(seen, world), strict=False))
+
+
+def train_discriminator(
+    players: Players, config: Config, num_source: int, batches: MicroBatches, world: World
+) -> dict[str, float]:
+    """Update the discriminator alone; the embedding model is not touched, running statistics included.
+
+    Returns:
+        Means over micro-batches and processes, by name.
+    """
+    seen = []
+    for images, labels in batches:
+        with players.generator.frozen() as model, torch.no_grad():
+            _, b = model(images)
+        domains = domain_labels(labels, num_source, config.compat)
+        logits = players.discriminator(b)
+        loss = domain_loss(logits, domains)
+        players.discriminator.backward(loss)
+        players.discriminator.step()
+        accuracy = (logits.argmax(1) == domains).float().mean()
+        seen.append(torch.stack([loss.detach().cpu(), accuracy.cpu()]))
+    return dict(zip(("domain", "domain_accuracy"), _mean(seen, world), strict=True))
+
+
+def _triplet(f: Tensor, labels: Tensor, margin: float, world: World) -> Tensor:
+    """This process's anchors against the images of all processes."""
+    if world.size == 1:
+        return soft_triplet_loss(f, labels, margin=margin)
+    return soft_triplet_loss(
+        f, labels, margin=margin, all_features=gather_rows(f), all_labels=gather_rows(labels)
+    )
+
+
+def _mean(seen: list[Tensor], world: World) -> list[float]:
+    values = torch.stack(seen).mean(0)
+    if world.size > 1:
+        dist.all_reduce(values, group=world.control)
+        values /= world.size
+    return values.tolist()
