@@ -1,1 +1,7 @@
+"""How well embeddings retrieve people: protocols, metrics, re-ranking."""
 
+from dmx.evaluation.embedded import Embedded
+from dmx.evaluation.metrics import Metrics
+from dmx.evaluation.protocol import evaluate
+
+__all__ = ["Embedded", "Metrics", "evaluate"]
