@@ -8,6 +8,7 @@ setup(
         "dmx.cluster",
         "dmx.commands",
         "dmx.data",
+        "dmx.data.layouts",
         "dmx.evaluation",
         "dmx.kernels",
         "dmx.model",

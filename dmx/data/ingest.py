@@ -1,0 +1,179 @@
+"""Any known data set in, shards out: every image is decoded once, and broken ones are left out by name."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from dmx.data.images import broken_reason
+from dmx.data.layouts import Found, Layout, Options, Unreadable, recognise
+from dmx.data.manifest import SPLITS, Manifest
+from dmx.data.prefetch import map_ahead
+from dmx.data.published import count_warnings
+from dmx.data.shards import DatasetWriter
+from dmx.data.writer import ROWS_PER_SHARD
+from dmx.errors import DmxError
+from dmx.progress import progress
+
+# Images read and decoded before they are written, a core; bounds memory.
+AHEAD_PER_WORKER = 32
+CAMERA_CHOICES = ("scene", "camera")
+Checked = tuple[Found, bytes] | Unreadable
+
+
+class DatasetWarning(UserWarning):
+    """A data set can be used, but is not what its authors published, or should not be used."""
+
+
+def warn_dataset(message: str) -> None:
+    """The default for what a reader has to say: a Python warning."""
+    warnings.warn(message, DatasetWarning, stacklevel=3)
+
+
+def make_options(camera: str = "scene", camera_pattern: str | None = None) -> Options:
+    """Check what a user told the readers.
+
+    Raises:
+        DmxError: an unknown choice, or a pattern without exactly one group.
+    """
+    if camera not in CAMERA_CHOICES:
+        raise DmxError(f"camera: wanted {' or '.join(CAMERA_CHOICES)}, found {camera!r}")
+    if camera_pattern is not None:
+        try:
+            groups = re.compile(camera_pattern).groups
+        except re.error as error:
+            raise DmxError(f"camera pattern {camera_pattern!r}: not a regular expression: {error}") from error
+        if groups != 1:
+            raise DmxError(
+                f"camera pattern {camera_pattern!r}: wanted one group of digits, found {groups} groups"
+            )
+    return Options(camera=camera, camera_pattern=camera_pattern)
+
+
+def read_source(layout: Layout, root: Path, options: Options) -> Iterator[Found | Unreadable]:
+    """What a layout's reader yields, with numbers that a shard cannot hold turned into `Unreadable`."""
+    for item in layout.read(root, options):
+        if isinstance(item, Found) and not (item.identity < 2**63 and item.camera < 2**31):
+            yield Unreadable(item.key, f"identity {item.identity} or camera {item.camera} is too large")
+        else:
+            yield item
+
+
+def _check(item: Found | Unreadable) -> Checked:
+    if isinstance(item, Unreadable):
+        return item
+    try:
+        encoded = item.image.read()
+    except OSError as error:
+        return Unreadable(item.key, f"cannot be read: {error.strerror or error}")
+    reason = broken_reason(encoded)
+    return (item, encoded) if reason is None else Unreadable(item.key, reason)
+
+
+def _copy(checked: Iterator[Checked], writer: DatasetWriter) -> tuple[int, list[Unreadable]]:
+    """Write what can be read; returns how many images, and the first few that were left out."""
+    images = 0
+    skipped: list[Unreadable] = []
+    for item in checked:
+        if isinstance(item, Unreadable):
+            writer.skip(item.key, item.reason)
+            if len(skipped) < 3:
+                skipped.append(item)
+        else:
+            found, encoded = item
+            writer.add(found.split, encoded, found.identity, found.camera, found.key)
+            images += 1
+    return images, skipped
+
+
+def ingest(
+    source: str | Path,
+    out: str | Path,
+    layout: str = "auto",
+    *,
+    rows_per_shard: int = ROWS_PER_SHARD,
+    overwrite: bool = False,
+    camera: str = "scene",
+    camera_pattern: str | None = None,
+    workers: int | None = None,
+    warn: Callable[[str], None] = warn_dataset,
+) -> Manifest:
+    """Turn a data set into shards.
+
+    Images are kept byte for byte. Those that cannot be decoded are left out, counted in the manifest and
+    listed with their reason in `skipped.jsonl`. Memory is bounded by a record batch. `out` changes only at
+    the end.
+
+    Args:
+        source: folder (or archive, for some layouts) of the data set.
+        out: local path or URI of the folder to write.
+        layout: a name of `dmx.data.layouts.LAYOUTS`, or `auto`.
+        rows_per_shard: images in a shard.
+        overwrite: replace a data set that is already in `out`.
+        camera: RandPerson's camera number, `scene` (with the scene) or `camera` (without, as published code).
+        camera_pattern: regular expression whose one group is the camera in a file name; for `folder`,
+        `crops`. workers: threads that decode; None takes one a core.
+        warn: called with each sentence about what differs from the published data set.
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        DmxError: the layout is not recognised, no image can be read, or `out` holds something already.
+    """
+    options = make_options(camera, camera_pattern)
+    if "://" in str(source):
+        raise DmxError(
+            f"{source}: wanted a local folder to read from; only OUT may be a URI. Copy it here first"
+        )
+    chosen, root = recognise(source, layout)
+    writer = DatasetWriter(out, layout=chosen.name, rows_per_shard=rows_per_shard, overwrite=overwrite)
+    count = workers or os.cpu_count() or 1
+    # Pillow lets go of the interpreter while it decodes, so threads use all cores.
+    with writer, ThreadPoolExecutor(count, thread_name_prefix="ingest") as pool:
+        items = read_source(chosen, root, options)
+        checked = map_ahead(pool, _check, items, AHEAD_PER_WORKER * count)
+        images, skipped = _copy(progress(checked, label="ingest", unit="images"), writer)
+        if images == 0:
+            listed = "".join(f"\n  {item.key}: {item.reason}" for item in skipped)
+            raise DmxError(
+                f"{root}: wanted images in layout {chosen.name}, found none that can be read{listed}"
+            )
+        writer.ignored = options.ignored
+        notes = [chosen.note] if chosen.note else []
+        counts = writer.counts()
+        writer.warnings = notes + count_warnings(
+            chosen.name, chosen.published(root), counts, writer.skipped_count
+        )
+    for message in writer.warnings:
+        warn(message)
+    if writer.manifest is None:
+        raise RuntimeError("the writer left no manifest")
+    return writer.manifest
+
+
+def summary(manifest: Manifest) -> str:
+    """A table of what a data set holds: one line a split."""
+    rows: list[tuple[str, ...]] = [("split", "images", "labelled", "identities", "cameras", "shards")]
+    for name in SPLITS:
+        if counts := manifest.splits.get(name):
+            numbers = (counts.images, counts.labelled, counts.identities, counts.cameras, len(counts.shards))
+            rows.append((name, *(f"{number:,}" for number in numbers)))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    tail = f"layout {manifest.layout}; {manifest.skipped:,} broken images left out"
+    if manifest.skipped:
+        tail += f" (listed in {manifest.skipped_file})"
+    if manifest.ignored:
+        tail += f"; {manifest.ignored:,} other files passed over"
+    return "\n".join([*lines, tail])

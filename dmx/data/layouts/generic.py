@@ -1,0 +1,151 @@
+"""Sets without a published layout: a folder for each identity, or crops without any labels."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+
+from dmx.data.layouts.archives import zip_image_ref
+from dmx.data.layouts.base import (
+    FileRef,
+    Found,
+    Layout,
+    Options,
+    Reading,
+    Unreadable,
+    candidate_roots,
+    is_image_name,
+    mostly_match,
+    sample_image_names,
+    subfolders,
+)
+from dmx.data.layouts.market import BOX_FOLDERS, DUKE_NAME, MARKET_NAME, VERI_FOLDERS
+from dmx.data.layouts.randperson import NAME as RANDPERSON_NAME
+from dmx.errors import DmxError
+
+SPLIT_FOLDERS = ("train", "query", "gallery")
+# Folder names that belong to published layouts: taking them for identities would lose the labels in file
+# names.
+PUBLISHED_FOLDERS = frozenset({*BOX_FOLDERS, *VERI_FOLDERS} - set(SPLIT_FOLDERS))
+
+
+def _camera(name: str, options: Options) -> int:
+    if options.camera_pattern is None:
+        return -1
+    match = re.search(options.camera_pattern, name)
+    return int(match[1]) if match else -1
+
+
+def _identity_folders(folder: Path) -> list[Path]:
+    if sample_image_names(folder):
+        return []
+    return [path for path in subfolders(folder) if sample_image_names(path)]
+
+
+def _find_folder(source: Path) -> Path | None:
+    for root in candidate_roots(source):
+        inner = subfolders(root)
+        if any(path.name in PUBLISHED_FOLDERS for path in inner):
+            return None
+        splits = [path for path in inner if path.name in SPLIT_FOLDERS]
+        if splits and all(_identity_folders(path) for path in splits):
+            return root
+        # One folder alone is as likely a wrapping as an identity: then the layout has to be told.
+        if not splits and len(_identity_folders(root)) > 1:
+            return root
+    return None
+
+
+def identity_numbers(names: list[str]) -> dict[str, int]:
+    """Number identity folders: by name when all names are numbers, else by rank in sorted order."""
+    if all(name.isdecimal() for name in names) and len({int(name) for name in names}) == len(names):
+        return {name: int(name) for name in names}
+    return {name: rank for rank, name in enumerate(sorted(names))}
+
+
+def _read_folder(root: Path, options: Options) -> Reading:
+    inner = subfolders(root)
+    splits = {
+        path.name: path for path in inner if path.name in SPLIT_FOLDERS and not sample_image_names(path)
+    }
+    by_split = {name: subfolders(path) for name, path in splits.items()} or {"train": inner}
+    # Query and gallery must agree on who is who, so the numbers are given over all splits together.
+    numbers = identity_numbers(sorted({path.name for paths in by_split.values() for path in paths}))
+    for split, identities in by_split.items():
+        for folder in identities:
+            for path in options.images(folder, recursive=True):
+                key = path.relative_to(root).as_posix()
+                camera = _camera(path.name, options)
+                yield Found(split, key, numbers[folder.name], camera, FileRef(str(path)))
+
+
+def _zip_images(source: Path) -> list[zipfile.ZipInfo]:
+    with zipfile.ZipFile(source) as archive:
+        images = [
+            info
+            for info in archive.infolist()
+            if is_image_name(info.filename.rsplit("/", 1)[-1]) and not info.filename.startswith("__MACOSX/")
+        ]
+    return sorted(images, key=lambda info: info.filename)
+
+
+def _find_crops(source: Path) -> Path | None:
+    if source.suffix.lower() == ".zip" and zipfile.is_zipfile(source):
+        paths = [info.filename.rpartition("/") for info in _zip_images(source)]
+        names, folders = [path[2] for path in paths], {path[0] for path in paths}
+        return source if len(folders) == 1 and not _has_labels(names) else None
+    for root in candidate_roots(source):
+        names = sample_image_names(root)
+        if names:
+            inner = [path for path in subfolders(root) if sample_image_names(path)]
+            return None if inner or _has_labels(names) else root
+    return None
+
+
+def _has_labels(names: list[str]) -> bool:
+    """Whether file names tell identities, which reading them as crops would lose without a word."""
+    return any(mostly_match(pattern, names) for pattern in (MARKET_NAME, DUKE_NAME, RANDPERSON_NAME))
+
+
+def _read_crops(root: Path, options: Options) -> Reading:
+    if root.is_file():
+        yield from _read_zip(root, options)
+        return
+    for path in options.images(root, recursive=True):
+        key = path.relative_to(root).as_posix()
+        yield Found("train", key, -1, _camera(path.name, options), FileRef(str(path)))
+
+
+def _read_zip(source: Path, options: Options) -> Reading:
+    if not zipfile.is_zipfile(source):
+        raise DmxError(f"{source}: wanted a folder or a zip archive of crops, found another kind of file")
+    with zipfile.ZipFile(source) as archive:
+        files = sum(not info.is_dir() for info in archive.infolist())
+    members = _zip_images(source)
+    options.ignored += files - len(members)
+    for info in members:
+        image = zip_image_ref(source, info)
+        if isinstance(image, Unreadable):
+            yield image
+        else:
+            camera = _camera(info.filename.rsplit("/", 1)[-1], options)
+            yield Found("train", info.filename, -1, camera, image)
+
+
+LAYOUTS = (
+    Layout(
+        "folder",
+        "a folder for each identity, or train, query and gallery holding such folders",
+        _find_folder,
+        _read_folder,
+        generic=True,
+    ),
+    Layout(
+        "crops",
+        "images in one folder (or one zip archive) and no labels at all",
+        _find_crops,
+        _read_crops,
+        generic=True,
+    ),
+)

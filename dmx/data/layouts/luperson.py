@@ -1,0 +1,127 @@
+"""LUPerson: an LMDB of JPEG bytes and a pickled list of its keys, `CC_TT_VVVV_IIIIIIII`. No labels."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dmx.data.layouts.base import Expected, Found, Layout, Options, Reading, Unreadable, first_root
+from dmx.errors import DmxError
+
+KEYS_NAME = "keys.pkl"
+# "About": editions of the set differ by the videos that could still be fetched.
+COUNTS = (Expected("train", "images", 4_180_000, tolerance=0.01),)
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """What old pickles call to make bytes of text; any other codec is refused."""
+    if encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"codec {encoding!r} is not admitted")
+    return text.encode("latin-1")
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Loads containers, str, bytes and numbers; a pickle that names anything else is refused unexecuted."""
+
+    ADMITTED: dict[tuple[str, str], Any] = {  # noqa: RUF012  # constant
+        ("builtins", "set"): set,
+        ("builtins", "frozenset"): frozenset,
+        ("__builtin__", "set"): set,
+        ("__builtin__", "frozenset"): frozenset,
+        ("_codecs", "encode"): _latin1,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return self.ADMITTED[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it names {module}.{name}") from None
+
+
+def load_keys(path: Path) -> list[str]:
+    """Read the keys of `keys.pkl` without running anything that the file names.
+
+    Raises:
+        DmxError: not a pickle of a list of keys, or one that names code.
+    """
+    try:
+        with open(path, "rb") as file:
+            value = _PlainUnpickler(file).load()
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        KeyError,
+    ) as error:
+        raise DmxError(
+            f"{path}: wanted a pickled list of keys made of plain str or bytes, found "
+            f"something else ({error}); get the file again from its authors, or write it as a plain list"
+        ) from error
+    if isinstance(value, dict):
+        value = value.get("keys", value)
+    if not isinstance(value, (list, tuple, set, frozenset, dict)):
+        raise DmxError(f"{path}: wanted a list of keys, found {type(value).__name__}")
+    keys = [key.decode() if isinstance(key, bytes) else key for key in value]
+    if bad := next((key for key in keys if not isinstance(key, str)), None):
+        raise DmxError(f"{path}: wanted keys that are str or bytes, found {bad!r}")
+    return sorted(keys) if isinstance(value, (set, frozenset)) else keys
+
+
+@functools.lru_cache(maxsize=2)
+def _environment(path: str) -> Any:
+    """The opened database; one a process, as LMDB demands. A forked process must not use its parent's."""
+    try:
+        import lmdb  # only this layout needs it
+    except ImportError as error:
+        raise DmxError(f"{path}: reading LMDB needs the package lmdb: pip install 'dmx[lmdb]'") from error
+    try:
+        return lmdb.open(path, readonly=True, lock=False, readahead=False, subdir=Path(path).is_dir())
+    except lmdb.Error as error:
+        raise DmxError(f"{path}: wanted an LMDB of images, found {error}; fetch it again") from error
+
+
+@dataclass(frozen=True, slots=True)
+class LmdbRef:
+    """An image in an LMDB."""
+
+    path: str
+    key: str
+
+    def read(self) -> bytes:
+        with _environment(self.path).begin() as transaction:
+            value = transaction.get(self.key.encode())
+        if value is None:
+            raise OSError("key is not in the database")
+        return bytes(value)
+
+
+def _database(root: Path) -> Path | None:
+    if (root / "data.mdb").is_file():
+        return root
+    inside = [root / "lmdb", *sorted(root.glob("*.lmdb")), *sorted(root.glob("*.mdb"))]
+    return next((path for path in inside if path.is_file() or (path / "data.mdb").is_file()), None)
+
+
+def _find(source: Path) -> Path | None:
+    return first_root(source, lambda root: (root / KEYS_NAME).is_file() and _database(root) is not None)
+
+
+def _read(root: Path, options: Options) -> Reading:
+    database = _database(root)
+    if database is None:
+        raise DmxError(f"{root}: wanted an LMDB beside {KEYS_NAME} (lmdb/data.mdb), found none")
+    _environment(str(database))
+    for key in load_keys(root / KEYS_NAME):
+        if not key:
+            yield Unreadable(KEYS_NAME, "empty key")
+        else:
+            yield Found("train", key, -1, -1, LmdbRef(str(database), key))
+
+
+LAYOUTS = (Layout("luperson", "an LMDB (lmdb/data.mdb) with keys.pkl", _find, _read, lambda root: COUNTS),)

@@ -1,0 +1,199 @@
+"""Data sets on disk: Arrow IPC shards that are written once and read in place.
+
+A data set is a folder with `manifest.json` and files `<split>-00000.arrow`, each with the columns
+
+    image     binary  encoded bytes, exactly as found
+    identity  int64   -1 unknown
+    camera    int32   -1 unknown, numbered as published
+    key       string  where the image came from, relative to the source
+
+Local shards are memory-mapped, so that opening costs nothing and any row is read in place; shards in an
+object store are read by record batch.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import threading
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dmx.data.manifest import Shard, read_manifest
+from dmx.data.storage import locate
+from dmx.data.writer import SCHEMA, DatasetWriter
+from dmx.errors import DmxError
+
+__all__ = ["SCHEMA", "DatasetWriter", "ShardSplit", "Split", "open_split"]
+
+# Record batches of an object store that are kept in memory; local ones are views of the memory map.
+REMOTE_BATCHES = 4
+
+
+@runtime_checkable
+class Split(Protocol):
+    """One split of a data set, wherever its images lie."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def identities(self) -> NDArray[np.int64]: ...
+
+    @property
+    def cameras(self) -> NDArray[np.int32]: ...
+
+    @property
+    def keys(self) -> list[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def image_bytes(self, row: int) -> bytes: ...
+
+
+class ShardSplit:
+    """A split read from shards. Safe to use from several threads; pickles as its address and opens again."""
+
+    def __init__(self, folder: str | Path, name: str, shards: tuple[Shard, ...]) -> None:
+        self.folder, self._name, self._shards = str(folder), name, shards
+        self._starts = list(itertools.accumulate((shard.rows for shard in shards), initial=0))
+        self._reset()
+
+    def _reset(self) -> None:
+        self._is_local = locate(self.folder).is_local
+        self._lock = threading.Lock()
+        self._readers: dict[int, tuple[Any, list[int]]] = {}
+        self._batches: dict[tuple[int, int], Any] = {}
+        self._labels: dict[str, NDArray[Any]] = {}
+        self._keys: list[str] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "name": self._name, "shards": self._shards}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["folder"], state["name"], state["shards"])  # type: ignore[misc]  # re-opens
+
+    @property
+    def name(self) -> str:
+        """`train`, `query` or `gallery`."""
+        return self._name
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @property
+    def identities(self) -> NDArray[np.int64]:
+        """(N,) int64, -1 where unknown."""
+        return self._label_column("identity", np.dtype(np.int64))
+
+    @property
+    def cameras(self) -> NDArray[np.int32]:
+        """(N,) int32, -1 where unknown."""
+        return self._label_column("camera", np.dtype(np.int32))
+
+    @property
+    def keys(self) -> list[str]:
+        """Source of every image, relative to the data set that was ingested."""
+        if self._keys is None:
+            self._keys = [key for chunk in self._column("key") for key in chunk.to_pylist()]
+        return self._keys
+
+    def image_bytes(self, row: int) -> bytes:
+        """Encoded bytes of one image, exactly as they were found.
+
+        Raises:
+            DmxError: no such row.
+        """
+        if not 0 <= row < len(self):
+            raise DmxError(f"{self.folder}: split {self._name}: wanted row {row}, found {len(self)} rows")
+        shard = bisect.bisect_right(self._starts, row) - 1
+        with self._lock:
+            reader, starts = self._open(shard)
+            within = row - self._starts[shard]
+            index = bisect.bisect_right(starts, within) - 1
+            if (shard, index) not in self._batches:
+                if not self._is_local and len(self._batches) >= REMOTE_BATCHES:
+                    self._batches.pop(next(iter(self._batches)))
+                self._batches[shard, index] = self._read_batch(reader, shard, index)
+            batch = self._batches[shard, index]
+        value: bytes = batch.column(0)[within - starts[index]].as_py()
+        return value
+
+    def _label_column(self, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
+        if name not in self._labels:
+            chunks = [chunk.to_numpy(zero_copy_only=False) for chunk in self._column(name)]
+            values = np.concatenate([np.empty(0, dtype), *chunks]).astype(dtype, copy=False)
+            values.flags.writeable = False
+            self._labels[name] = values
+        return self._labels[name]
+
+    def _column(self, name: str) -> list[Any]:
+        """One column of all shards; of remote shards only this column is fetched."""
+        chunks = []
+        for shard in range(len(self._shards)):
+            reader = self._open_file(shard, name)
+            for index in range(reader.num_record_batches):
+                chunks.append(self._read_batch(reader, shard, index).column(0))
+        return chunks
+
+    def _open(self, shard: int) -> tuple[Any, list[int]]:
+        """The shard's reader and the first row of each of its record batches; call with the lock held."""
+        if shard not in self._readers:
+            # Batches are cut by bytes as well as rows: their lengths are read off a narrow column.
+            narrow = self._open_file(shard, "identity")
+            rows = (self._read_batch(narrow, shard, i).num_rows for i in range(narrow.num_record_batches))
+            starts = list(itertools.accumulate(rows, initial=0))[:-1]
+            self._readers[shard] = self._open_file(shard), starts
+        return self._readers[shard]
+
+    def _open_file(self, shard: int, column: str | None = None) -> Any:
+        """A reader of one shard; of one column only, if named."""
+        columns = None if column is None else [SCHEMA.get_field_index(column)]
+        wanted = SCHEMA if column is None else pa.schema([SCHEMA.field(column)])
+        location = locate(self.folder)
+        file = self._shards[shard].file
+        try:
+            if location.is_local:
+                source = pa.memory_map(location.file(file))
+            else:
+                source = location.filesystem.open_input_file(location.file(file))
+            reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=columns))
+        except (OSError, pa.ArrowInvalid) as error:
+            raise self._broken(shard, error) from error
+        if not reader.schema.equals(wanted):
+            raise self._broken(shard, f"columns {reader.schema.names} where {wanted.names} should be")
+        return reader
+
+    def _read_batch(self, reader: Any, shard: int, index: int) -> Any:
+        try:
+            return reader.get_batch(index)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise self._broken(shard, error) from error
+
+    def _broken(self, shard: int, found: object) -> DmxError:
+        return DmxError(
+            f"{self.folder}/{self._shards[shard].file}: split {self._name}: wanted an Arrow IPC file, "
+            f"found {found}; copy the data set again or ingest it again"
+        )
+
+
+def open_split(folder: str | Path, split: str) -> ShardSplit:
+    """Open one split of an ingested data set.
+
+    Args:
+        folder: local path or URI of the data set.
+        split: `train`, `query` or `gallery`.
+
+    Raises:
+        DmxError: no data set there, no such split in it, or a shard missing or cut short.
+    """
+    manifest, _ = read_manifest(folder)
+    if split not in manifest.splits:
+        raise DmxError(
+            f"{folder}: wanted the split {split!r}, found {sorted(manifest.splits)} ({manifest.layout})"
+        )
+    return ShardSplit(folder, split, manifest.splits[split].shards)
