@@ -1,0 +1,315 @@
+"""Candidates for exact nearest neighbours: a cheap matrix product that provably misses nobody.
+
+Rows are made unit and centred, u_j = x_j / |x_j| - m, because real features share a large mean that would
+only eat precision. For a fixed row i, ordering j by similarity is ordering by
+
+    key(i, j) = <u_i, u_j> + a_j,      a_j = <m, x_j / |x_j|> - mean_j(a)      (plus what depends on i alone)
+
+The product is taken in bfloat16 where the processor multiplies it natively, else in float32. A computed key c
+is off by at most
+
+    E_i(c) = base_i + r |c|
+    base_i = e_i max_j(|u_j| + e_j) + |u_i| max_j e_j        rounding of the factors, e_i = |u_i - round(u_i)|
+           + (D + 8) 2^-23 |u_i| max_j |u_j|                 summation in float32, in any order
+           + r max_j |a_j| + 2^-21 (1 + max_j |a_j|) w       rounding of the product, of a_j and of the sum
+    r      = 2^-9 for a bfloat16 product, 2^-24 for float32;   w = |u_i| max_j |u_j| + max_j |a_j|
+
+If c_k is the k-th largest computed key of row i, no true neighbour has a computed key below
+c_k - 2.02 E_i(c_k) (the 1 % covers the second order, as r < 0.0099). Keys that reach this threshold are
+appended while it rises; a row with more of them than fit is given up (count -1) for the caller to do in full.
+
+Self-joins use symmetry: only tiles with J >= I are computed, each tested against the thresholds of its rows
+and of its columns. Shapes: features (N, D), squares (N,), ids (Q, capacity) int32, counts (Q,) int32.
+Memory: one centred copy of the features in the product's type, 8 bytes a candidate, one tile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from numpy.typing import NDArray
+
+from dmx.kernels.blocks import run_blocks
+
+_TILE = 2048  # rows and columns of a tile: 16 MB in float32, large enough for the product to run at full rate
+_CHUNK = 64  # scores tested at once: a chunk without a hit costs a few vector instructions
+_NARROW = 128  # below this width a product costs nothing, and float32 needs far fewer candidates
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """`ids[i, :counts[i]]` holds every true neighbour of row i; counts[i] = -1 where they did not fit."""
+
+    ids: NDArray[np.int32]
+    counts: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Centred unit rows, rounded, and what the error bound needs to know of them."""
+
+    low: torch.Tensor  # (N, D), bfloat16 or float32
+    offset: NDArray[np.float32]  # (N,), a_j
+    error: NDArray[np.float64]  # (N,), e_i
+    length: NDArray[np.float64]  # (N,), |u_i|
+
+
+@njit(cache=True, nogil=True)
+def _kth_largest(values, work, count, k):  # type: ignore[no-untyped-def]
+    # Hoare's selection on a copy: linear on average, k counted from 1.
+    for t in range(count):
+        work[t] = values[t]
+    low, high, target = 0, count - 1, k - 1
+    while low < high:
+        pivot = work[(low + high) // 2]
+        a, b = low, high
+        while a <= b:
+            while work[a] > pivot:
+                a += 1
+            while work[b] < pivot:
+                b -= 1
+            if a <= b:
+                work[a], work[b] = work[b], work[a]
+                a += 1
+                b -= 1
+        if target <= b:
+            high = b
+        elif target >= a:
+            low = a
+        else:
+            break
+    return work[target]
+
+
+@njit(cache=True, nogil=True)
+def _compact(i, k, keys, ids, counts, threshold, base, rounding, work):  # type: ignore[no-untyped-def]
+    """Raises the threshold of row i to what its buffer proves, and drops what is below."""
+    count = counts[i]
+    if count < k:
+        return
+    best = np.float64(_kth_largest(keys[i], work, count, k))
+    limit = np.float32(best - 2.02 * (base[i] + rounding * abs(best)))
+    kept = 0
+    for t in range(count):
+        if keys[i, t] >= limit:
+            keys[i, kept] = keys[i, t]
+            ids[i, kept] = ids[i, t]
+            kept += 1
+    counts[i] = kept
+    threshold[i] = limit
+    if kept > keys.shape[1] * 7 // 8:  # hardly any room left: compacting again and again would be slower
+        counts[i] = -1
+        threshold[i] = np.inf
+
+
+@njit(cache=True, nogil=True)
+def _append(i, key, j, k, keys, ids, counts, threshold, base, rounding, work):  # type: ignore[no-untyped-def]
+    count = counts[i]
+    if count == keys.shape[1]:
+        _compact(i, k, keys, ids, counts, threshold, base, rounding, work)
+        count = counts[i]
+        if count < 0 or key < threshold[i]:
+            return
+    keys[i, count] = key
+    ids[i, count] = j
+    counts[i] = count + 1
+
+
+@njit(cache=True, nogil=True)
+def _scan(  # type: ignore[no-untyped-def]
+    tile, by_row, first_row, first_column, offset, k, keys, ids, counts, threshold, base, rounding, begin, end
+):
+    """Appends a tile's hits to the buffers of its rows (by_row), or to those of its columns.
+
+    Rows or columns [begin, end) of the tile own the buffers touched; offset belongs to the other side.
+    """
+    work = np.empty(keys.shape[1], np.float32)
+    row_begin, row_end, column_begin, column_end = begin, end, 0, tile.shape[1]
+    if not by_row:
+        row_begin, row_end, column_begin, column_end = 0, tile.shape[0], begin, end
+    for left in range(column_begin, column_end, _CHUNK):
+        right = min(left + _CHUNK, column_end)
+        for r in range(row_begin, row_end):
+            hits = 0
+            if by_row:
+                limit = threshold[first_row + r]
+                for c in range(left, right):
+                    hits += tile[r, c] + offset[first_column + c] >= limit
+                if hits:
+                    for c in range(left, right):
+                        key = tile[r, c] + offset[first_column + c]
+                        if key >= threshold[first_row + r]:
+                            _append(first_row + r, key, first_column + c, k, keys, ids, counts, threshold,
+                                    base, rounding, work)  # fmt: skip
+            else:
+                shift = offset[first_row + r]
+                for c in range(left, right):
+                    hits += tile[r, c] + shift >= threshold[first_column + c]
+                if hits:
+                    for c in range(left, right):
+                        key = tile[r, c] + shift
+                        if key >= threshold[first_column + c]:
+                            _append(first_column + c, key, first_row + r, k, keys, ids, counts, threshold,
+                                    base, rounding, work)  # fmt: skip
+
+
+@njit(cache=True, nogil=True)
+def _finish(k, keys, ids, counts, threshold, base, rounding, begin, end):  # type: ignore[no-untyped-def]
+    work = np.empty(keys.shape[1], np.float32)
+    for i in range(begin, end):
+        if counts[i] >= 0:
+            _compact(i, k, keys, ids, counts, threshold, base, rounding, work)
+
+
+def product_dtype(width: int) -> torch.dtype:
+    """The type a matrix product of this inner width is cheapest in, exact results being wanted."""
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native and width >= _NARROW else torch.float32
+
+
+def _mean(features: NDArray[Any], squares: NDArray[np.float64]) -> torch.Tensor:
+    # Any vector near the mean serves, so a few thousand rows are enough.
+    step = -(-len(features) // _TILE)
+    rows = torch.from_numpy(features[::step].astype(np.float64))
+    return torch.from_numpy(1 / np.sqrt(squares[::step])) @ rows / len(rows)
+
+
+def _prepare(
+    features: NDArray[Any], squares: NDArray[np.float64], mean: torch.Tensor, dtype: torch.dtype
+) -> _Rows:
+    n, width = features.shape
+    low = torch.empty((n, width), dtype=dtype)
+    offset, error, length = (torch.empty(n, dtype=torch.float64) for _ in range(3))
+    for begin in range(0, n, 1024):
+        part = slice(begin, begin + 1024)
+        scale = torch.from_numpy(1 / np.sqrt(squares[part]))[:, None]
+        unit = torch.from_numpy(features[part]).double() * scale
+        offset[part] = unit @ mean
+        unit -= mean
+        length[part] = torch.linalg.vector_norm(unit, dim=1)
+        low[part] = unit.to(dtype)
+        error[part] = torch.linalg.vector_norm(unit.sub_(low[part]), dim=1)
+    # The 1e-3 and 1e-15 cover the rounding of these norms and of `unit` themselves.
+    return _Rows(
+        low,
+        (offset - offset.mean()).numpy().astype(np.float32),
+        error.numpy() * 1.001 + 1e-15,
+        length.numpy() * 1.001 + 1e-15,
+    )
+
+
+def _bound(rows: _Rows, others: _Rows, rounding: float) -> NDArray[np.float64]:
+    """base_i of the formula on top of the file."""
+    longest, worst = float(others.length.max()), float(others.error.max())
+    shift = float(np.abs(others.offset).max())
+    size = rows.length * longest
+    summation = (rows.low.shape[1] + 8) * 2.0**-23 * size
+    small = rounding * shift + 2.0**-21 * (1 + shift) * (size + shift)
+    return np.asarray(rows.error * (longest + worst) + rows.length * worst + summation + small)
+
+
+def _product(a: torch.Tensor, b: torch.Tensor) -> NDArray[np.float32]:
+    if a.dtype == torch.bfloat16:
+        return np.asarray((a @ b.T).float().numpy())
+    # NumPy's float32 product, since torch may be told to round float32 factors to less.
+    return np.asarray(a.numpy() @ b.numpy().T)
+
+
+class _Buffers:
+    """The candidates so far, and the scan that feeds them."""
+
+    def __init__(self, n: int, k: int, base: NDArray[np.float64], rounding: float) -> None:
+        capacity = max(8 * k, 128)
+        self.k, self.base, self.rounding = k, base, rounding
+        self.keys = np.empty((n, capacity), np.float32)
+        self.ids = np.empty((n, capacity), np.int32)
+        self.counts = np.zeros(n, np.int32)
+        self.threshold = np.full(n, -np.inf, np.float32)
+
+    def scan(
+        self, tile: NDArray[np.float32], by_row: bool, row: int, column: int, offset: NDArray[np.float32]
+    ) -> None:
+        share = max(_CHUNK, -(-tile.shape[0 if by_row else 1] // (4 * _CHUNK)) * _CHUNK)
+        run_blocks(
+            lambda a, b: _scan(tile, by_row, row, column, offset, self.k, self.keys, self.ids, self.counts,
+                               self.threshold, self.base, self.rounding, a, b),
+            tile.shape[0 if by_row else 1], share,
+        )  # fmt: skip
+
+    def finish(self) -> Candidates:
+        run_blocks(
+            lambda a, b: _finish(self.k, self.keys, self.ids, self.counts, self.threshold, self.base,
+                                 self.rounding, a, b),
+            len(self.counts), _TILE,
+        )  # fmt: skip
+        return Candidates(self.ids, self.counts)
+
+
+def _rounding(dtype: torch.dtype) -> float:
+    return 2.0**-9 if dtype == torch.bfloat16 else 2.0**-24
+
+
+def self_candidates(features: NDArray[Any], squares: NDArray[np.float64], k: int) -> Candidates:
+    """Candidates for the k nearest rows of every row, itself included, on the CPU."""
+    dtype = product_dtype(features.shape[1])
+    rows = _prepare(features, squares, _mean(features, squares), dtype)
+    buffers = _Buffers(len(features), k, _bound(rows, rows, _rounding(dtype)), _rounding(dtype))
+    for i in range(0, len(features), _TILE):
+        for j in range(i, len(features), _TILE):
+            tile = _product(rows.low[i : i + _TILE], rows.low[j : j + _TILE])
+            buffers.scan(tile, True, i, j, rows.offset)
+            if j > i:
+                buffers.scan(tile, False, i, j, rows.offset)
+    return buffers.finish()
+
+
+def query_candidates(
+    queries: NDArray[Any], query_squares: NDArray[np.float64],
+    features: NDArray[Any], squares: NDArray[np.float64], k: int, dtype: torch.dtype | None = None,
+) -> Candidates:  # fmt: skip
+    """Candidates for the k nearest rows of `features` (N, D) to every query (Q, D), on the CPU."""
+    dtype = dtype or product_dtype(features.shape[1])
+    mean = _mean(features, squares)
+    others = _prepare(features, squares, mean, dtype)
+    rows = _prepare(queries, query_squares, mean, dtype)
+    buffers = _Buffers(len(queries), k, _bound(rows, others, _rounding(dtype)), _rounding(dtype))
+    for i in range(0, len(queries), _TILE):
+        for j in range(0, len(features), _TILE):
+            tile = _product(rows.low[i : i + _TILE], others.low[j : j + _TILE])
+            buffers.scan(tile, True, i, j, others.offset)
+    return buffers.finish()
+
+
+def cuda_candidates(
+    queries: NDArray[Any], query_squares: NDArray[np.float64],
+    features: NDArray[Any], squares: NDArray[np.float64], k: int,
+) -> Candidates:  # fmt: skip
+    """`query_candidates` on a CUDA device, a block of rows at a time.
+
+    The factors are rounded to bfloat16 but multiplied as float32: whatever precision torch was told to use
+    for float32 products, TF32 or bfloat16, such factors are exact in it, and sums stay in float32.
+    """
+    mean = _mean(features, squares)
+    others = _prepare(features, squares, mean, torch.bfloat16)
+    rows = _prepare(queries, query_squares, mean, torch.bfloat16)
+    base = _bound(rows, others, 2.0**-24)
+    kept = min(max(8 * k, 128), len(features))
+    right, offset = others.low.cuda().float(), torch.from_numpy(others.offset).cuda()
+    ids = np.empty((len(queries), kept), np.int32)
+    counts = np.empty(len(queries), np.int32)
+    step = max(1, 2**28 // (4 * len(features)))
+    for i in range(0, len(queries), step):
+        keys = rows.low[i : i + step].cuda().float() @ right.T
+        keys += offset
+        top = keys.topk(kept, dim=1)
+        value = top.values.double().cpu().numpy()
+        best = value[:, k - 1]
+        limit = best - 2.02 * (base[i : i + step] + 2.0**-24 * np.abs(best))
+        within = (value >= limit[:, None]).sum(1)
+        counts[i : i + step] = np.where((within == kept) & (kept < len(features)), -1, within)
+        ids[i : i + step] = top.indices.cpu().numpy()
+    return Candidates(ids, counts)
