@@ -293,6 +293,13 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Dotted name to (old, new) of every setting in which two configurations differ."""
+    known = leaves()
+    before, after = (_flatten(to_tree(config), known, "configuration") for config in (old, new))
+    return {name: (before[name], after[name]) for name in known if before[name] != after[name]}
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping. Raises DmxError when the file is missing, broken or no mapping."""
     try:

@@ -27,6 +27,30 @@ class Bar(Protocol):
     def update(self, count: int = 1) -> object: ...
 
 
+class _Silent:
+    """No report at all."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        return None
+
+    def update(self, count: int = 1) -> None:
+        return None
+
+
+_silent = False
+
+
+def silence() -> None:
+    """Report nothing in this process from now on: of several that do the same work, one reports."""
+    global _silent
+    _silent = True
+
+
 class _Lines:
     """A progress report for logs: one line every `LINE_INTERVAL_S` seconds and one at the end."""
 
@@ -71,6 +95,8 @@ def progress_bar(total: int | None, label: str, unit: str = "it") -> Bar:
     Returns:
         A context manager whose `update(n)` counts n more units as done.
     """
+    if _silent:
+        return _Silent()
     if sys.stderr.isatty():
         return tqdm(total=total, desc=label, unit=f" {unit}", dynamic_ncols=True)
     return _Lines(total, label, unit)

@@ -42,7 +42,7 @@ BEST = "best"
 MODEL = "model"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Progress:
     """Where training stands. Sampling and augmentation follow from (seed, epoch, step) alone.
 
@@ -105,7 +105,9 @@ def write_checkpoint(
     temporary.mkdir()
     for part, content in tensors.items():
         if content:
-            save_file({key: value.contiguous() for key, value in content.items()}, temporary / f"{part}.safetensors")
+            save_file(
+                {key: value.contiguous() for key, value in content.items()}, temporary / f"{part}.safetensors"
+            )
     state = {"format": FORMAT, **asdict(progress), **(facts or {})}
     (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
     (temporary / "config.yaml").write_text(yaml.safe_dump(to_tree(config), sort_keys=False), encoding="utf-8")
@@ -150,7 +152,9 @@ def _flush(path: Path) -> None:
 
 def _forget_old(folder: Path, keep: int) -> None:
     pointed = {
-        (folder / name).read_text(encoding="utf-8").strip() for name in (LATEST, BEST) if (folder / name).exists()
+        (folder / name).read_text(encoding="utf-8").strip()
+        for name in (LATEST, BEST)
+        if (folder / name).exists()
     }
     found = sorted(path for path in folder.glob("step-*") if path.is_dir())
     for path in found[: max(0, len(found) - keep)]:

@@ -33,9 +33,7 @@ def share_of(total: int, world: World) -> slice:
 
 
 def _counts(total: int, world: World) -> list[int]:
-    return [
-        total * (rank + 1) // world.size - total * rank // world.size for rank in range(world.size)
-    ]
+    return [total * (rank + 1) // world.size - total * rank // world.size for rank in range(world.size)]
 
 
 class _ShardedCrossEntropy(torch.autograd.Function):

@@ -50,9 +50,7 @@ class World:
 
 
 @contextmanager
-def world(
-    timeout_s: float = DEFAULT_TIMEOUT_S, local: tuple[int, int] | None = None
-) -> Iterator[World]:
+def world(timeout_s: float = DEFAULT_TIMEOUT_S, local: tuple[int, int] | None = None) -> Iterator[World]:
     """Join the group of training processes, and leave it at the end if it was made here.
 
     Args:
@@ -97,11 +95,13 @@ def _join(environment: Mapping[str, str], timeout: datetime.timedelta) -> None:
 
 
 def use_cores(world: World) -> int:
-    """Share this host's cores among its processes; returns the threads of this one."""
-    cores = len(os.sched_getaffinity(0))
-    threads = max(1, cores // world.local_size)
-    torch.set_num_threads(threads)
-    return threads
+    """Share this host's cores among its processes; returns the threads of this one.
+
+    OMP_NUM_THREADS has the last word where it is set.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_size))
+    return torch.get_num_threads()
 
 
 def meet(world: World, place: str) -> None:

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl (a line a step), epochs.jsonl (a line an epoch), TensorBoard, its versions."""
+"""What a run tells: metrics.jsonl (a line a step), epochs.jsonl (a line an epoch), TensorBoard, versions."""
 
 from __future__ import annotations
 

@@ -1,0 +1,166 @@
+"""What a run trains on: the source and the target as one set of identities, batch by batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dmx.config import Config
+from dmx.data.dataset import open_dataset
+from dmx.data.loader import TrainLoader
+from dmx.data.sampler import IdentityBatchSampler
+from dmx.data.shards import Split
+from dmx.data.transforms import TrainTransform
+from dmx.errors import DmxError
+from dmx.train.distributed import World
+
+if TYPE_CHECKING:
+    from dmx.train.trainer import EpochLabels
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The splits of a run.
+
+    Attributes:
+        config: the run's configuration.
+        source: labelled images to train on.
+        source_labels: (N,) int64, their identities renumbered from 0 to S - 1, -1 where unknown.
+        target: unlabelled images to train on; None trains on the source alone.
+        tests: name to (query, gallery) of the sets that are reported on.
+    """
+
+    config: Config
+    source: Split
+    source_labels: NDArray[np.int64]
+    target: Split | None
+    tests: dict[str, tuple[Split, Split]]
+
+    @classmethod
+    def open(cls, config: Config) -> TrainingData:
+        """Open every data set of the configuration.
+
+        Raises:
+            DmxError: naming the data set that is missing, without labels, or without a needed split.
+        """
+        if config.data.source is None:
+            raise DmxError("data.source is missing: wanted a labelled data set")
+        source = open_dataset(config.data.source).split("train")
+        names, labels = np.unique(source.identities, return_inverse=True)
+        labels = labels.astype(np.int64) - int((names < 0).sum())
+        labels[labels < 0] = -1
+        if labels.max(initial=-1) < 1:
+            raise DmxError(
+                f"{config.data.source}: wanted labels of at least 2 identities in split train, found fewer"
+            )
+        target = None if config.data.target is None else open_dataset(config.data.target).split("train")
+        return cls(config, source, labels, target, _open_tests(config.data.tests))
+
+    @property
+    def num_source(self) -> int:
+        """Identities of the source, S."""
+        return int(self.source_labels.max()) + 1
+
+    def least_pseudo_identities(self) -> int:
+        """How many pseudo-identities a batch wants; with fewer, the same ones would fill every batch."""
+        share = self.config.batch.source_share
+        if share is None:
+            return 2
+        return max(2, math.ceil(self.config.batch.identities * (1 - share)))
+
+    def steps(
+        self, epoch: int, first: int, labels: EpochLabels | None, world: World
+    ) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """This process's micro-batches of the steps from `first` to the epoch's end.
+
+        A batch is dealt out by identities: each micro-batch of each process has its share of both domains.
+
+        Args:
+            epoch: number of the epoch.
+            first: the first step wanted.
+            labels: pseudo-labels of the target; None takes the source alone.
+            world: this process among the others.
+
+        Yields:
+            For every step, pairs of images (B, 3, H, W) and labels (B,), on this process's device.
+        """
+        settings = self.config.batch
+        sampler = self._sampler(labels)
+        parts = settings.accumulation * world.size
+        with ExitStack() as stack:
+            loaders = [
+                stack.enter_context(self._loader(sampler, part * world.size + world.rank, parts))
+                for part in range(settings.accumulation)
+            ]
+            streams = [
+                loader.batches(epoch, self.config.schedule.steps_per_epoch, first) for loader in loaders
+            ]
+            for batches in zip(*streams, strict=True):
+                yield [
+                    (self._placed(batch["images"], world), batch["label"].to(world.device))
+                    for batch in batches
+                ]
+
+    @staticmethod
+    def _placed(images: Tensor, world: World) -> Tensor:
+        if world.device.type == "cpu":
+            # Convolutions on the CPU are quicker in this layout.
+            return images.contiguous(memory_format=torch.channels_last)
+        return images.to(world.device, non_blocking=True)
+
+    def _sampler(self, labels: EpochLabels | None) -> IdentityBatchSampler:
+        settings = self.config.batch
+        splits, by_domain, share = [self.source], [self.source_labels], settings.source_share
+        if labels is not None and labels.identities and self.target is not None:
+            pseudo = labels.labels.numpy()
+            by_domain.append(np.where(pseudo >= 0, pseudo + self.num_source, -1))
+            splits.append(self.target)
+        quota = None if share is None else (1.0,) if len(splits) == 1 else (share, 1 - share)
+        return IdentityBatchSampler(
+            by_domain,
+            batch_identities=settings.identities,
+            instances=settings.instances,
+            quota=quota,
+            seed=self.config.seed,
+            cameras_by_domain=[split.cameras for split in splits],
+        )
+
+    def _loader(self, sampler: IdentityBatchSampler, rank: int, parts: int) -> TrainLoader:
+        config = self.config
+        transform = TrainTransform(
+            config.data.height,
+            config.data.width,
+            flip=config.augment.flip,
+            pad=config.augment.pad,
+            erase=config.augment.erase,
+            erase_fill="raw" if config.compat == "official" else "normalised",
+        )
+        splits = [self.source] if self.target is None else [self.source, self.target]
+        return TrainLoader(
+            splits,
+            sampler,
+            transform,
+            seed=config.seed,
+            num_workers=config.data.workers,
+            rank=rank,
+            world=parts,
+        )
+
+
+def _open_tests(paths: tuple[str, ...]) -> dict[str, tuple[Split, Split]]:
+    """Query and gallery of each test set, by the name of its folder; the whole path where names repeat."""
+    names = [Path(path).name for path in paths]
+    tests = {}
+    for path, name in zip(paths, names, strict=True):
+        dataset = open_dataset(path)
+        tests[name if names.count(name) == 1 else path] = dataset.split("query"), dataset.split("gallery")
+    return tests

@@ -1,0 +1,180 @@
+"""A run's parts put together: built from its configuration, saved into checkpoints, put back from them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dmx.config import Config
+from dmx.model import Discriminator, build_model, synchronise_batchnorm
+from dmx.train.checkpoint import MODEL, Checkpoint, Progress, write_checkpoint
+from dmx.train.classifier import INITIAL_STD, Classifier, ClassifierSettings
+from dmx.train.data import TrainingData
+from dmx.train.distributed import World
+from dmx.train.engines import Engine, EngineSettings
+from dmx.train.runlog import RunLog, versions
+from dmx.train.step import Players
+
+DOMAINS = 2
+
+
+@dataclass(frozen=True)
+class EpochLabels:
+    """The pseudo-labels of one epoch.
+
+    Attributes:
+        labels: (N,) int64 of the target images, -1 where dropped.
+        identities: how many pseudo-identities there are, C.
+    """
+
+    labels: Tensor
+    identities: int
+
+
+@dataclass
+class Trainer:
+    """A run in progress: what is trained, on what, and how far it has come."""
+
+    config: Config
+    run: Path
+    world: World
+    data: TrainingData
+    players: Players
+    progress: Progress
+    log: RunLog | None
+    saved_labels: EpochLabels | None = None
+
+    @property
+    def width(self) -> int:
+        """Feature width, D."""
+        return self.players.classifier.settings.width
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the seconds spent inside to the epoch's record as `name`_s."""
+        start = time.monotonic()
+        yield
+        spent_s = self.progress.record.get(f"{name}_s", 0.0) + time.monotonic() - start
+        self.progress.record[f"{name}_s"] = round(spent_s, 3)
+
+    def inference_model(self) -> nn.Module:
+        """The embedding model for features, the same on every process."""
+        generator = self.players.generator
+        if self.config.compat == "official":
+            # Batch norm is per process there; like the published replicas', only the first one's is used.
+            generator.share_buffers()
+        return generator.for_inference()
+
+    def save(self, labels: EpochLabels | None = None) -> None:
+        """Write a checkpoint; with the epoch's labels when it is taken in the middle of one. Collective."""
+        generator, discriminator, classifier = (
+            self.players.generator,
+            self.players.discriminator,
+            self.players.classifier,
+        )
+        if self.config.compat == "official":
+            generator.share_buffers()
+            discriminator.share_buffers()
+        g_moments, g_steps = generator.optimizer_state()
+        d_moments, d_steps = discriminator.optimizer_state()
+        rows, row_steps = classifier.state()
+        tensors = {
+            MODEL: generator.module_state(),
+            "discriminator": discriminator.module_state(),
+            "optimizer": {f"generator.{k}": v for k, v in g_moments.items()}
+            | {f"discriminator.{k}": v for k, v in d_moments.items()},
+            "classifier": rows,
+            "labels": {} if labels is None else {"pseudo": labels.labels},
+        }
+        self.progress.adam_steps = {"generator": g_steps, "discriminator": d_steps, **row_steps}
+        if self.world.leads:
+            facts = {
+                "pseudo_identities": 0 if labels is None else labels.identities,
+                "processes": self.world.size,
+                "zero_stage": self.config.optim.zero_stage,
+                "versions": versions(),
+            }
+            keep = self.config.schedule.keep_checkpoints
+            write_checkpoint(self.run, self.progress, self.config, tensors, keep=keep, facts=facts)
+
+
+def build_trainer(config: Config, run: Path, world: World, checkpoint: Checkpoint | None) -> Trainer:
+    """Put a run together, at its start or where a checkpoint left it. Collective.
+
+    Args:
+        config: the resolved configuration.
+        run: the run folder.
+        world: this process among the others.
+        checkpoint: where to go on; None starts.
+    """
+    data = TrainingData.open(config)
+    progress = Progress(seed=config.seed) if checkpoint is None else checkpoint.progress
+    if config.compat == "official":
+        # The published code computes the threshold anew when it resumes.
+        progress.independence_threshold = None
+    torch.manual_seed(config.seed)
+    # A checkpoint brings the weights: nothing to download, nothing else to read.
+    wanted = config.model if checkpoint is None else replace(config.model, pretrained=False, weights=None)
+    model = build_model(wanted)
+    discriminator = Discriminator(model.width, DOMAINS, config.model.discriminator_widths)
+    source_rows = torch.randn(data.num_source, model.width) * INITIAL_STD
+    if checkpoint is not None:
+        model.load_state_dict(checkpoint.tensors[MODEL])
+        discriminator.load_state_dict(checkpoint.tensors["discriminator"])
+    if config.compat == "fixed" and world.size > 1:
+        model, discriminator = synchronise_batchnorm(model), synchronise_batchnorm(discriminator)
+    classifier = Classifier(world, _classifier_settings(config, model.width), source_rows)
+    settings = _engine_settings(config)
+    players = Players(Engine(model, settings, world), Engine(discriminator, settings, world), classifier)
+    log = None
+    if world.leads:
+        log = RunLog(run, global_step=progress.global_step, epoch=progress.epoch)
+    trainer = Trainer(config, run, world, data, players, progress, log)
+    if checkpoint is not None:
+        _restore(trainer, checkpoint)
+    return trainer
+
+
+def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    steps = checkpoint.progress.adam_steps
+    moments = checkpoint.tensors.get("optimizer", {})
+    for name in ("generator", "discriminator"):
+        engine: Engine = getattr(trainer.players, name)
+        engine.load_optimizer_state(_with_prefix(moments, f"{name}."), steps[name])
+    trainer.players.classifier.load_state(checkpoint.tensors["classifier"], steps)
+    labels = checkpoint.tensors.get("labels")
+    if labels is not None:
+        trainer.saved_labels = EpochLabels(labels["pseudo"], int(labels["pseudo"].max()) + 1)
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _engine_settings(config: Config) -> EngineSettings:
+    optim: Any = config.optim
+    return EngineSettings(
+        lr=optim.lr,
+        weight_decay=optim.weight_decay,
+        clip_norm=optim.clip_norm,
+        accumulation=config.batch.accumulation,
+        zero_stage=optim.zero_stage,
+        precision=optim.precision,
+    )
+
+
+def _classifier_settings(config: Config, width: int) -> ClassifierSettings:
+    return ClassifierSettings(
+        width=width,
+        lr=config.optim.lr,
+        weight_decay=config.optim.weight_decay,
+        smoothing=config.loss.label_smoothing,
+        scale=config.loss.logit_scale,
+    )

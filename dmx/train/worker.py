@@ -1,0 +1,80 @@
+"""The training worker: a plain function that every process runs, however it was started.
+
+python -m dmx.train.worker --run RUN                                       one process
+torchrun --nproc-per-node 4 -m dmx.train.worker --run RUN                  four on this host
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import dmx.config
+from dmx.config import Config
+from dmx.progress import silence
+from dmx.train import loop
+from dmx.train.checkpoint import latest, read_checkpoint
+from dmx.train.distributed import DEFAULT_TIMEOUT_S, share, use_cores, world
+from dmx.train.runlog import CONFIG
+from dmx.train.trainer import Trainer, build_trainer
+
+RESULT = "result.json"
+
+
+def train_worker(
+    run: str | Path, *, local: tuple[int, int] | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
+) -> None:
+    """Train the run in folder `run` from its latest checkpoint, or its start, to its end.
+
+    Args:
+        run: a folder with `config.yaml`, reachable by every process.
+        local: (local rank, processes on this host) where the environment does not tell.
+        timeout_s: how long a collective waits for the other processes, in seconds.
+    """
+    folder = Path(run)
+    origin = str(folder / CONFIG)
+    config = dmx.config.from_tree((origin, dmx.config.read_yaml(folder / CONFIG)))
+    with world(timeout_s, local) as place:
+        use_cores(place)
+        if not place.leads:
+            silence()
+        # The first process decides where to go on, or a checkpoint written meanwhile would part the others.
+        found = share(place, str(latest(folder) or ""))
+        trainer = build_trainer(config, folder, place, read_checkpoint(Path(found)) if found else None)
+        try:
+            loop.run_epochs(trainer)
+        finally:
+            if trainer.log is not None:
+                trainer.log.close()
+        if place.leads:
+            _write_result(trainer, config)
+        trainer.players.generator.close()
+        trainer.players.discriminator.close()
+
+
+def _write_result(trainer: Trainer, config: Config) -> None:
+    """Mark the run as finished."""
+    last = trainer.progress.epochs[-1]
+    result = {
+        "epochs": config.schedule.epochs,
+        "steps": trainer.progress.global_step,
+        "tests": last.get("tests", {}),
+        "clusters": last.get("clusters"),
+    }
+    temporary = trainer.run / f".{RESULT}.tmp"
+    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    temporary.rename(trainer.run / RESULT)
+
+
+def main() -> None:
+    """Entry for torchrun and srun."""
+    parser = argparse.ArgumentParser(description="Train the run in a folder that `dmx train` prepared.")
+    parser.add_argument("--run", required=True, help="run folder with config.yaml")
+    parser.add_argument("--timeout-s", type=float, default=DEFAULT_TIMEOUT_S, help="patience with the others")
+    arguments = parser.parse_args()
+    train_worker(arguments.run, timeout_s=arguments.timeout_s)
+
+
+if __name__ == "__main__":
+    main()

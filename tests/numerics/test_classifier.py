@@ -1,0 +1,168 @@
+"""The class-sharded classifier against one softmax over all classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+
+from dmx.train.classifier import Classifier, ClassifierSettings, sharded_cross_entropy
+from dmx.train.distributed import World
+
+WIDTH, BATCH = 7, 12
+# (source identities, pseudo-identities): even, uneven, fewer classes than processes, no pseudo-identities.
+CASES = ((6, 6), (7, 4), (2, 1), (1, 2), (5, 0))
+SMOOTHING, SCALE = 0.1, 0.5
+# Sums of a few dozen terms of order 1: 100 roundings of float32 (6e-8) each way.
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 6e-6}
+
+
+def _problem(source: int, pseudo: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(source * 100 + pseudo)
+    features = 4 * torch.randn(BATCH, WIDTH, dtype=torch.float64, generator=generator)
+    rows = torch.randn(source + pseudo, WIDTH, dtype=torch.float64, generator=generator)
+    labels = torch.randint(0, source + pseudo, (BATCH,), generator=generator)
+    return features.to(dtype), rows.to(dtype), labels
+
+
+def _unsharded(
+    features: torch.Tensor, rows: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Loss and gradients of features and rows, in float64 and by torch's own cross-entropy."""
+    x, w = features.double().requires_grad_(), rows.double().requires_grad_()
+    loss = F.cross_entropy(F.linear(x, w) * SCALE, labels, label_smoothing=SMOOTHING)
+    loss.backward()
+    return loss.detach(), x.grad, w.grad
+
+
+def _classifier(world: World, rows: torch.Tensor, source: int) -> Classifier:
+    settings = ClassifierSettings(width=WIDTH, lr=0.01, weight_decay=1e-3, smoothing=SMOOTHING, scale=SCALE)
+    classifier = Classifier(world, settings, rows[:source])
+    classifier.set_pseudo_rows(rows[source:])
+    return classifier
+
+
+def _check_loss_and_gradients(world: World) -> None:
+    mine = slice(BATCH * world.rank // world.size, BATCH * (world.rank + 1) // world.size)
+    for source, pseudo in CASES:
+        features, rows, labels = _problem(source, pseudo, torch.float32)
+        expected_loss, expected_x, expected_w = _unsharded(features, rows, labels)
+        classifier = _classifier(world, rows, source)
+        x = features[mine].clone().requires_grad_()
+        loss = classifier.loss(x, labels[mine])
+        loss.backward()
+        # The engine averages over processes, so each one's features get W times their gradient.
+        torch.testing.assert_close(loss.detach().double(), expected_loss, atol=TOLERANCE[x.dtype], rtol=1e-6)
+        torch.testing.assert_close(
+            x.grad.double(), world.size * expected_x[mine], atol=TOLERANCE[x.dtype], rtol=1e-5
+        )
+        grads = torch.cat([p.grad for p in classifier.rows.values()]).double()
+        own = torch.cat(
+            [torch.arange(len(rows))[:source][_own(source, world)], _own_pseudo(source, pseudo, world)]
+        )
+        torch.testing.assert_close(grads, expected_w[own], atol=TOLERANCE[x.dtype], rtol=1e-5)
+
+
+def _own(total: int, world: World) -> slice:
+    return slice(total * world.rank // world.size, total * (world.rank + 1) // world.size)
+
+
+def _own_pseudo(source: int, pseudo: int, world: World) -> torch.Tensor:
+    return source + torch.arange(pseudo)[_own(pseudo, world)]
+
+
+def _check_steps_and_state(world: World) -> None:
+    """Updates equal one process's, and the state moves to any number of processes."""
+    alone = World(0, 1, 0, 1, torch.device("cpu"))
+    for source, pseudo in CASES:
+        features, rows, labels = _problem(source, pseudo, torch.float32)
+        mine = slice(BATCH * world.rank // world.size, BATCH * (world.rank + 1) // world.size)
+        sharded = _classifier(world, rows, source)
+        expected = _reference_steps(features, rows, labels, source, steps=5)
+        for _ in range(3):
+            sharded.loss(features[mine], labels[mine]).backward()
+            sharded.step()
+        tensors, steps = sharded.state()
+        assert steps == {"source": 3, "pseudo": 3}
+        continued = Classifier(world, sharded.settings, torch.zeros(1, WIDTH))
+        continued.load_state(tensors, steps)
+        for _ in range(2):
+            continued.loss(features[mine], labels[mine]).backward()
+            continued.step()
+        found, _ = continued.state()
+        whole = torch.cat([found["source"], found["pseudo"]])
+        torch.testing.assert_close(whole.double(), expected, atol=2e-5, rtol=0)
+        elsewhere = Classifier(alone, sharded.settings, torch.zeros(1, WIDTH))
+        elsewhere.load_state(found, steps)
+        assert torch.equal(elsewhere.rows["source"], found["source"])
+
+
+def _reference_steps(
+    features: torch.Tensor, rows: torch.Tensor, labels: torch.Tensor, source: int, steps: int
+) -> torch.Tensor:
+    w = rows.double().requires_grad_()
+    adam = torch.optim.Adam([w], lr=0.01, weight_decay=1e-3)
+    for _ in range(steps):
+        adam.zero_grad()
+        F.cross_entropy(F.linear(features.double(), w) * SCALE, labels, label_smoothing=SMOOTHING).backward()
+        adam.step()
+    return w.detach()
+
+
+def _process(rank: int, size: int, store: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+    world = World(rank, size, rank, size, torch.device("cpu"), control=dist.new_group(backend="gloo"))
+    _check_loss_and_gradients(world)
+    _check_steps_and_state(world)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_sharded_classifier_equals_unsharded(size: int, tmp_path: Path) -> None:
+    """Loss, gradients and updates over 2 and 3 processes, with uneven and empty shares."""
+    mp.spawn(_process, args=(size, str(tmp_path / "store")), nprocs=size)
+
+
+def test_one_process_equals_unsharded() -> None:
+    """The same without a process group."""
+    world = World(0, 1, 0, 1, torch.device("cpu"))
+    _check_loss_and_gradients(world)
+    _check_steps_and_state(world)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_loss_stays_finite_and_exact_on_large_logits(dtype: torch.dtype) -> None:
+    """Logits of thousands neither overflow nor lose the loss."""
+    features, rows, labels = _problem(6, 6, dtype)
+    features = features * 1000
+    loss = sharded_cross_entropy(
+        features, rows, labels, classes=len(rows), smoothing=SMOOTHING, scale=SCALE, size=1
+    )
+    expected, _, _ = _unsharded(features, rows, labels)
+    torch.testing.assert_close(loss.double(), expected, rtol=TOLERANCE[dtype], atol=0)
+
+
+def test_source_rows_keep_their_moments_and_pseudo_rows_start_anew() -> None:
+    """A new epoch replaces the pseudo-identities alone; the published way forgets everything."""
+    world = World(0, 1, 0, 1, torch.device("cpu"))
+    features, rows, labels = _problem(6, 6, torch.float32)
+    classifier = _classifier(world, rows, 6)
+    for _ in range(2):
+        classifier.loss(features, labels).backward()
+        classifier.step()
+    before, _ = classifier.state()
+    centroids = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(1))
+    classifier.set_pseudo_rows(centroids)
+    after, steps = classifier.state()
+    assert steps == {"source": 2, "pseudo": 0}
+    assert torch.equal(after["source"], before["source"])
+    assert torch.equal(after["source.exp_avg_sq"], before["source.exp_avg_sq"])
+    assert torch.equal(after["pseudo"], centroids)
+    assert classifier.classes == 9
+    classifier.set_pseudo_rows(centroids, forget_moments=True)
+    assert classifier.state()[1] == {"source": 0, "pseudo": 0}
