@@ -139,6 +139,6 @@ def _check(features: Tensor, split: Split, rows: NDArray[np.int64], label: str) 
         found = features[int(bad[0])].norm().item()
         raise DmxError(
             f"{label}: split {split.name}: image {split.keys[row]} (row {row}): wanted finite features, "
-            f"found a vector of length {found} after normalising; the model has diverged: lower its learning rate or "
-            "go back to an earlier checkpoint"
+            f"found a vector of length {found} after normalising; the model has diverged: lower its "
+            "learning rate or go back to an earlier checkpoint"
         )

@@ -127,13 +127,13 @@ def _open_raw(
             continue
         if isinstance(item.image, BytesRef):
             raise DmxError(
-                f"{root}: layout {chosen.name} is in compressed archives here, which cannot be read in place; "
-                f"run `dmx ingest {path} OUT` and use OUT"
+                f"{root}: layout {chosen.name} is in compressed archives here, which cannot be read in "
+                f"place; run `dmx ingest {path} OUT` and use OUT"
             )
         by_split[item.split].append(item)
     splits = {name: RawSplit(str(root), name, found) for name, found in by_split.items() if found}
     if not splits:
-        raise DmxError(f"{root}: wanted images in layout {chosen.name}, found none")
+        raise DmxError(f"{root}: wanted images in layout {chosen.name} ({chosen.wanted}), found none")
     counts = {name: _counts(split) for name, split in splits.items()}
     for message in count_warnings(chosen.name, chosen.published(root), counts, skipped):
         warn(message)

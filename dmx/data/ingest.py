@@ -141,7 +141,8 @@ def ingest(
         if images == 0:
             listed = "".join(f"\n  {item.key}: {item.reason}" for item in skipped)
             raise DmxError(
-                f"{root}: wanted images in layout {chosen.name}, found none that can be read{listed}"
+                f"{root}: wanted images in layout {chosen.name} ({chosen.wanted}), found none that can be "
+                f"read; point at the folder that holds them{listed}"
             )
         writer.ignored = options.ignored
         notes = [chosen.note] if chosen.note else []

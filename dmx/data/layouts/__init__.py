@@ -50,6 +50,8 @@ def recognise(source: str | Path, layout: str = "auto") -> tuple[Layout, Path]:
     if layout not in LAYOUTS:
         raise DmxError(f"layout: wanted one of auto, {', '.join(LAYOUTS)}, found {layout!r}")
     chosen = LAYOUTS[layout]
+    if source.is_file() and not chosen.reads_files:
+        raise DmxError(f"{source}: wanted the folder of a {layout} data set, found a file; unpack it first")
     # Being told overrules the look of file names, so a root that was not recognised is read as it is.
     return chosen, chosen.find(source) or source
 

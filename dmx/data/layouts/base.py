@@ -131,6 +131,7 @@ class Layout:
         published: the published counts that apply to such a root.
         note: a warning that every reading of this layout carries.
         generic: recognised only when no published layout is.
+        reads_files: the root may be a file, an archive for one.
     """
 
     name: str
@@ -140,6 +141,7 @@ class Layout:
     published: Callable[[Path], tuple[Expected, ...]] = lambda root: ()
     note: str = ""
     generic: bool = False
+    reads_files: bool = False
 
 
 def is_image_name(name: str) -> bool:

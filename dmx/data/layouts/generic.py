@@ -147,5 +147,6 @@ LAYOUTS = (
         _find_crops,
         _read_crops,
         generic=True,
+        reads_files=True,
     ),
 )

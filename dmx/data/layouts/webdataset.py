@@ -95,5 +95,12 @@ def _read(root: Path, options: Options) -> Reading:
 
 LAYOUTS = (
     # Any folder may hold a tar, of what was unpacked beside it for one: published layouts come first.
-    Layout("webdataset", "tars that hold KEY.jpg with KEY.json or KEY.cls", _find, _read, generic=True),
+    Layout(
+        "webdataset",
+        "tars that hold KEY.jpg with KEY.json or KEY.cls",
+        _find,
+        _read,
+        generic=True,
+        reads_files=True,
+    ),
 )
