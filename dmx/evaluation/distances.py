@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy.typing import NDArray
 
 FLOAT32_BYTES = 4
@@ -39,10 +39,10 @@ def squared_distances(
     _add_norms(squared_norms(x), y_squared_norms, out)
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True)
 def _add_norms(x_norms, y_norms, out):  # type: ignore[no-untyped-def]
     """One pass over the block instead of three."""
-    for i in prange(out.shape[0]):
+    for i in range(out.shape[0]):
         for j in range(out.shape[1]):
             out[i, j] = max(np.float32(0), out[i, j] + y_norms[j] + x_norms[i])
 

@@ -32,8 +32,9 @@ class Embedded:
 
     def __post_init__(self) -> None:
         features = np.ascontiguousarray(self.features, dtype=np.float32)
-        identities = np.ascontiguousarray(self.identities, dtype=np.int64)
-        cameras = np.ascontiguousarray(self.cameras, dtype=np.int32)
+        # Copies: compiled code takes a read-only column, as memory-mapped data gives, for another type.
+        identities = np.array(self.identities, dtype=np.int64)
+        cameras = np.array(self.cameras, dtype=np.int32)
         if features.ndim != 2:
             raise DmxError(f"features: wanted shape (N, D), found {features.shape}")
         for name, column in (("identities", identities), ("cameras", cameras)):

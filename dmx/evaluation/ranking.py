@@ -33,13 +33,14 @@ def ranks_of_hits(
         ranks: ranks of all hits, from 1, ascending within a query, query after query.
         counts: (B,) number of hits of each query.
     """
-    known = gallery_identities != -1
-    counts = np.empty(len(distances), dtype=np.int64)
     arrays = (query_identities, query_cameras, gallery_identities, gallery_cameras)
-    _count_hits(*arrays, counts)
-    ends = np.cumsum(counts)
-    ranks = np.empty(int(ends[-1]) if len(ends) else 0, dtype=np.int64)
-    _rank_hits(distances, *arrays, known, ends - counts, counts, ranks)
+    counts = _count_hits(*arrays)
+    index = _find_hits(*arrays, counts)
+    query = np.repeat(np.arange(len(counts)), counts)
+    value = distances[query, index]
+    order = np.lexsort((index, value, query))
+    ranks = np.empty(len(index), dtype=np.int64)
+    _rank_hits(distances, *arrays, counts, index[order], value[order], ranks)
     return ranks, counts
 
 
@@ -48,55 +49,60 @@ def _same_camera(a: int, b: int) -> bool:
     return a == b and a != -1
 
 
-@njit(cache=True, parallel=True)
-def _count_hits(query_ids, query_cams, gallery_ids, gallery_cams, counts):  # type: ignore[no-untyped-def]
-    for q in prange(len(query_ids)):
-        count = 0
-        if query_ids[q] != -1:
-            for j in range(len(gallery_ids)):
-                if gallery_ids[j] == query_ids[q] and not _same_camera(gallery_cams[j], query_cams[q]):
-                    count += 1
-        counts[q] = count
+@njit(cache=True)
+def _count_hits(query_ids, query_cams, gallery_ids, gallery_cams):  # type: ignore[no-untyped-def]
+    counts = np.zeros(len(query_ids), dtype=np.int64)
+    for q in range(len(query_ids)):
+        if query_ids[q] == -1:
+            continue
+        for j in range(len(gallery_ids)):
+            if gallery_ids[j] == query_ids[q] and not _same_camera(gallery_cams[j], query_cams[q]):
+                counts[q] += 1
+    return counts
+
+
+@njit(cache=True)
+def _find_hits(query_ids, query_cams, gallery_ids, gallery_cams, counts):  # type: ignore[no-untyped-def]
+    """Gallery indices of the hits, query after query."""
+    index = np.empty(counts.sum(), dtype=np.int64)
+    h = 0
+    for q in range(len(query_ids)):
+        if counts[q] == 0:
+            continue
+        for j in range(len(gallery_ids)):
+            if gallery_ids[j] == query_ids[q] and not _same_camera(gallery_cams[j], query_cams[q]):
+                index[h] = j
+                h += 1
+    return index
 
 
 @njit(cache=True, parallel=True)
 def _rank_hits(  # type: ignore[no-untyped-def]
-    distances, query_ids, query_cams, gallery_ids, gallery_cams, known, starts, counts, ranks
+    distances, query_ids, query_cams, gallery_ids, gallery_cams, counts, index, value, ranks
 ):
-    gallery = len(gallery_ids)
+    """`index` and `value` (distance) of the hits are sorted within each query."""
+    ends = np.cumsum(counts)
     for q in prange(len(query_ids)):
-        n = counts[q]
-        if n == 0:
+        first, end = ends[q] - counts[q], ends[q]
+        if first == end:
             continue
-        row, identity, camera = distances[q], query_ids[q], query_cams[q]
-        index = np.empty(n, dtype=np.int64)
-        value = np.empty(n, dtype=distances.dtype)
-        h = 0
-        for j in range(gallery):
-            if gallery_ids[j] == identity and not _same_camera(gallery_cams[j], camera):
-                index[h], value[h] = j, row[j]
-                h += 1
-        order = np.argsort(value, kind="mergesort")
-        index, value = index[order], value[order]
-        before = np.zeros(n, dtype=np.int64)
-        last = value[n - 1]
-        for j in range(gallery):
+        ranks[first:end] = 0
+        row, identity, camera, last = distances[q], query_ids[q], query_cams[q], value[end - 1]
+        for j in range(len(gallery_ids)):
             d = row[j]
-            if d > last or not known[j]:
+            if d > last or gallery_ids[j] == -1:
                 continue
             if gallery_ids[j] == identity and _same_camera(gallery_cams[j], camera):
                 continue
             # The first hit at or after (d, j); all hits from there on have j at or before them.
-            low, high = 0, n
+            low, high = first, end
             while low < high:
                 middle = (low + high) // 2
                 if value[middle] < d or (value[middle] == d and index[middle] < j):
                     low = middle + 1
                 else:
                     high = middle
-            if low < n:
-                before[low] += 1
-        rank = 0
-        for i in range(n):
-            rank += before[i]
-            ranks[starts[q] + i] = rank
+            if low < end:
+                ranks[low] += 1
+        for h in range(first + 1, end):
+            ranks[h] += ranks[h - 1]

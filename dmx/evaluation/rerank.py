@@ -68,7 +68,7 @@ def reranked_blocks(
             inverted.indptr,
             inverted.indices,
             inverted.data,
-            lambda_,
+            float(lambda_),
             block,
         )
         yield start, block
@@ -127,7 +127,8 @@ def _select(distances, first, nearest, farthest):  # type: ignore[no-untyped-def
             best[at], index[at] = d, j
             if held < k:
                 held += 1
-        nearest[r] = index
+        for t in range(k):  # a slice assignment would take seconds to compile
+            nearest[r, t] = index[t]
         farthest[r] = largest
 
 
@@ -141,7 +142,7 @@ def _encode(
     """V before query expansion: (N, N) sparse float32, rows sum to 1."""
     N = len(neighbours)
     half = round(k1 / 2) + 1  # Python rounds halves to even, as NumPy does.
-    near, near_half = neighbours[:, : k1 + 1], neighbours[:, :half]
+    near, near_half = (np.ascontiguousarray(neighbours[:, :k]) for k in (k1 + 1, half))
     counts = np.empty(N, dtype=np.int64)
     _count_expanded(near, near_half, counts)
     indptr = np.concatenate(([0], np.cumsum(counts)))
@@ -173,11 +174,13 @@ def _reciprocal(neighbours, i):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _expanded(near, near_half, i):  # type: ignore[no-untyped-def]
-    """The expanded k-reciprocal set of i, ascending."""
+    """The expanded k-reciprocal set of i, in no order."""
     R = _reciprocal(near, i)
     members = np.empty(len(R) * (1 + near_half.shape[1]), dtype=np.int32)
-    members[: len(R)] = R
-    n = len(R)
+    n = 0
+    for j in R:
+        members[n] = j
+        n += 1
     for j in R:
         H = _reciprocal(near_half, j)
         common = 0
@@ -185,9 +188,11 @@ def _expanded(near, near_half, i):  # type: ignore[no-untyped-def]
             if _contains(R, e):
                 common += 1
         if 3 * common > 2 * len(H):
-            members[n : n + len(H)] = H
-            n += len(H)
-    return np.unique(members[:n])
+            for e in H:
+                if not _contains(members[:n], e):
+                    members[n] = e
+                    n += 1
+    return members[:n]
 
 
 @njit(cache=True, parallel=True)
@@ -210,7 +215,9 @@ def _weigh_expanded(near, near_half, query, gallery, farthest, indptr, indices, 
             for c in range(len(x)):
                 d += (np.float64(x[c]) - y[c]) ** 2
             weights[m] = np.exp(-d / farthest[i])
-        total = weights.sum()
+        total = 0.0
+        for m in range(len(members)):
+            total += weights[m]
         for m in range(len(members)):
             indices[indptr[i] + m] = members[m]
             data[indptr[i] + m] = weights[m] / total
