@@ -81,7 +81,8 @@ class Body:
         targets: (K, 3 V) int16 displacements, memory-mapped; `target_step` (K,) is metres per unit.
         target_factors: K tuples of factor names; a target's weight is the product of their weights.
         bone_names, parents: the skeleton, parents before children (the root's parent is -1).
-        joint_vertices, joint_starts: vertices of all joints, and where each joint's begin; a joint is their mean.
+        joint_vertices, joint_starts: the vertices whose mean is a joint, joint after joint, and
+            where each joint's begin.
         weight_bones, weights: (V, 6) skinning.
         faces, face_uvs: (F, 3) triangles; face_group (F,) says which part of the mesh they belong to.
     """

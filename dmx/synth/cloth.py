@@ -72,7 +72,7 @@ class Painter:
     def _wrinkles(self, strength: float, aspect: float) -> Floats:
         """Folds as a factor (size, size, 1) of the root of light."""
         folds = texture_noise(self.rng, self.size, 7, 4, 0.6, aspect)
-        return np.sqrt(1 + 2 * strength * (folds - 0.5))[..., None]
+        return np.asarray(np.sqrt(1 + 2 * strength * (folds - 0.5))[..., None], np.float32)
 
     def _top(self) -> tuple[Floats, Floats]:
         rng = self.rng

@@ -1,4 +1,4 @@
-"""Things that stand about in a scene, drawn far to near as flat pictures: kiosks, cars, trees, posts, posters."""
+"""Things that stand about in a scene, drawn far to near as flat pictures: kiosks, cars, trees, posters."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Writes data sets: flat folders with RandPerson's file names, over all cores, resumable.
 
-A training set is one flat folder of `000000_s00_c00_f000264.jpg` (person, scene, camera, frame; the scene is the
-style's number). A test set has such files in `query/` and `bounding_box_test/`.
+A training set is one flat folder of `000000_s00_c00_f000264.jpg` (person, scene, camera, frame; the scene is
+the style's number). A test set has such files in `query/` and `bounding_box_test/`.
 """
 
 from __future__ import annotations
@@ -238,8 +238,8 @@ def _render(folder: Path, request: Request, people: list[int], jobs: int) -> Ite
         yield from executor.map(_work, people)
     except BrokenProcessPool:
         raise DmxError(
-            "a rendering process died, perhaps for want of memory (each needs about 0.5 GB); what it rendered is "
-            "kept: run the same command again, with fewer jobs"
+            "a rendering process died, perhaps for want of memory (each needs about 0.5 GB); what it "
+            "rendered is kept: run the same command again, with fewer jobs"
         ) from None
     finally:
         executor.shutdown(wait=True, cancel_futures=True)

@@ -51,7 +51,7 @@ class Gait:
 
 @dataclass(frozen=True)
 class Stance:
-    """One moment: phase of the step in [0, 1), amplitude (0 stands), what the arms do, where the head looks."""
+    """One moment: phase of the step in [0, 1), amplitude (0: standing), gesture, where the head looks."""
 
     phase: float
     amplitude: float
@@ -194,21 +194,22 @@ def pose(
         heading: radians by which the person, who faces -Y, is turned about the vertical.
         place_m: where the hips are, x and y.
     """
+    mesh = person.mesh
     local = joint_rotations(body, person.joints, person.gait, stance)
     turn = np.empty_like(local)
     position = np.empty_like(person.joints)
     forward_kinematics(body.parents, local, person.joints, turn, position)
     shift = position - (turn * person.joints[:, None, :]).sum(axis=2)
-    vertices = np.empty((len(person.keep), 3), np.float32)
+    vertices = np.empty((len(mesh.keep), 3), np.float32)
     skin_vertices(
-        person.rest,
-        person.weight_bones,
-        person.weights,
+        mesh.rest,
+        mesh.weight_bones,
+        mesh.weights,
         turn.astype(np.float32),
         shift.astype(np.float32),
         vertices,
     )
-    start = len(person.rest)
+    start = len(mesh.rest)
     for prop in person.props:
         stop = start + len(prop.vertices)
         if prop.hangs:
@@ -219,5 +220,5 @@ def pose(
             vertices[start:stop] = turned + position[prop.bone]
         start = stop
     root = position[0] if body.parents[0] < 0 else position[body.bone["root"]]
-    turn_and_place(vertices, person.used, heading, place_m[0], place_m[1], root)
+    turn_and_place(vertices, mesh.used, heading, place_m[0], place_m[1], root)
     return vertices

@@ -1,6 +1,7 @@
 """Where on the body a vertex is, in the terms of a tailor: along an arm, along a leg, around the trunk.
 
-All of it is measured once, on the template, so that a sleeve length or a pattern means the same on every body.
+All of it is measured once, on the template, so that a sleeve length or a pattern means the same on every
+body.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dmx.synth.body import SKIN, Body
+from dmx.synth.body import GROUP_TIGHTS, SKIN, Body
 from dmx.synth.types import Doubles, Floats, Ints
 
 TRUNK, LEFT_ARM, RIGHT_ARM, LEFT_LEG, RIGHT_LEG = range(5)
 SIDES = (".L", ".R")
 ARM_BONES = ("upperarm", "lowerarm", "wrist", "finger", "metacarpal")
 LEG_BONES = ("upperleg", "lowerleg", "foot", "toe")
+
+SEAM_SMOOTHING_STEPS = 12
 
 # Trunk texture coordinates start this far below the origin, which puts the collar near the texture's top.
 TRUNK_TEXTURE_SHIFT_M = 0.35
@@ -29,17 +32,19 @@ class GarmentSpace:
 
     Attributes:
         template: (V, 3) metres; joints (B, 3) its joints.
+        arm_share: (2, V) share of the left and right arm in a vertex's movement, smoothed over the garment.
         arm: (V,) 0 at the shoulder joint, 1 at the wrist; 0 away from the arms.
         height: (V,) metres like the template's z, arms lifted to the shoulders so that no hem cuts them.
         leg: (V,) 0 at the hip joint, 1 at the ankle.
         azimuth: (V,) angle around the trunk, 0 in front, radians.
         part: (V,) TRUNK, LEFT_ARM, ...
-        around, along: (5, V) texture coordinates of a vertex seen as belonging to each part (radians, metres).
+        around, along: (5, V) texture coordinates of a vertex as seen from each part, radians and metres.
         hip_z, ankle_z, neck_z, crown_z, face_y: metres on the template.
     """
 
     template: Floats
     joints: Doubles
+    arm_share: Floats
     arm: Floats
     height: Floats
     leg: Floats
@@ -53,23 +58,21 @@ class GarmentSpace:
     crown_z: float
     face_y: float
 
-    def texture_coordinates(self, faces: Ints, *, trunk_only: bool = False) -> tuple[Floats, Ints]:
-        """Texture coordinates (F, 3, 2) of garment faces, whole across the seam, and each face's part (F,).
+    def texture_coordinates(self, faces: Ints, part: int | None = None) -> Floats:
+        """Texture coordinates (F, 3, 2) of garment faces, whole across the texture's edge.
 
         Args:
             faces: (F, 3).
-            trunk_only: leg faces count as trunk, for garments that hang below the hip.
+            part: TRUNK, LEFT_ARM, ... whose coordinates to use; None: the one that each face belongs to.
         """
-        part = np.median(self.part[faces], axis=1).astype(np.int32)
-        if trunk_only:
-            part[part >= LEFT_LEG] = TRUNK
-        around = unwrap(self.around[part[:, None], faces])
-        along = self.along[part[:, None], faces]
-        return np.stack([around / (2 * np.pi) + 0.5, along], axis=-1).astype(np.float32), part
+        parts = np.median(self.part[faces], axis=1).astype(np.int32) if part is None else np.array([part])
+        around = unwrap(self.around[parts[:, None], faces])
+        along = self.along[parts[:, None], faces]
+        return np.stack([around / (2 * np.pi) + 0.5, along], axis=-1).astype(np.float32)
 
 
 def unwrap(angles: Floats) -> Floats:
-    """Angles (F, 3) of triangle corners, shifted by whole turns to lie within half a turn of the first corner."""
+    """Angles (F, 3) of triangle corners, shifted by whole turns to within half a turn of the first corner."""
     first = angles[:, :1]
     return np.asarray(first + (angles - first + np.pi) % (2 * np.pi) - np.pi, np.float32)
 
@@ -96,6 +99,7 @@ def measure(body: Body) -> GarmentSpace:
     return GarmentSpace(
         template=template,
         joints=joints,
+        arm_share=np.stack([_smooth(body, weight) for weight in arm_weights]),
         arm=_arm_coordinate(body, joints, arm_weights),
         height=height.astype(np.float32),
         leg=((hip_z - height) / (hip_z - ankle_z)).astype(np.float32),
@@ -117,6 +121,19 @@ def _weight_of(body: Body, prefixes: tuple[str, ...], side: str) -> Floats:
     if not side:
         chosen = np.array([name in prefixes for name in body.bone_names])
     return np.asarray((body.weights * chosen[body.weight_bones]).sum(axis=1), np.float32)
+
+
+def _smooth(body: Body, values: Floats) -> Floats:
+    """Average values (V,) along the edges of the tights: what is cut along them gets a smooth edge."""
+    faces = body.faces_of(GROUP_TIGHTS)
+    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    start, end = np.concatenate([edges, edges[:, ::-1]]).T
+    neighbours = np.bincount(start, minlength=len(values))
+    smooth = values.astype(np.float64)
+    for _ in range(SEAM_SMOOTHING_STEPS):
+        mean = np.bincount(start, smooth[end], minlength=len(values)) / np.maximum(neighbours, 1)
+        smooth = np.where(neighbours > 0, 0.5 * (smooth + mean), smooth)
+    return smooth.astype(np.float32)
 
 
 def _arm_coordinate(body: Body, joints: Doubles, arm_weights: list[Floats]) -> Floats:

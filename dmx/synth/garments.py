@@ -13,13 +13,16 @@ from numpy.typing import NDArray
 
 from dmx.synth import body as parts
 from dmx.synth.body import Body
-from dmx.synth.garment_space import LEFT_ARM, RIGHT_ARM, TRUNK_TEXTURE_SHIFT_M, GarmentSpace, unwrap
+from dmx.synth.garment_space import LEFT_ARM, RIGHT_ARM, TRUNK, TRUNK_TEXTURE_SHIFT_M, GarmentSpace, unwrap
 from dmx.synth.types import Floats, Ints
 from dmx.synth.wardrobe import Outfit
 
 # Material numbers: rows of an identity's texture array.
 SKIN, EYE, TOP, SLEEVE, LEGS, SHOE, SKIRT, HAIR, BAG, HEADWEAR = range(10)
 MATERIALS = 10
+
+# Metres of cloth over which the arm's share of the skinning weight goes from none to all.
+SEAM_SLOPE_M = 0.3
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,7 @@ def clothes(body: Body, space: GarmentSpace, outfit: Outfit, hems: Hems, normals
         normals: (V, 3) unit normals of the person's rest shape.
     """
     faces = body.faces_of(parts.GROUP_TIGHTS)
-    legs_texture, _ = space.texture_coordinates(faces)
-    top_texture, part = space.texture_coordinates(faces, trunk_only=True)
+    legs_texture = space.texture_coordinates(faces)
     layers = []
     if hems.lower.max() > 0:
         fitted = outfit.lower == "skirt"
@@ -110,13 +112,25 @@ def clothes(body: Body, space: GarmentSpace, outfit: Outfit, hems: Hems, normals
         ease = 0.003 if fitted else outfit.leg_ease_m
         offset = normals * (ease + flare * np.clip(space.leg / 0.9, 0, 1))[:, None]
         layers.append(_layer(parts.TIGHTS, offset, hems.lower, faces, legs_texture, LEGS))
-    sleeves = np.where((part == LEFT_ARM) | (part == RIGHT_ARM), SLEEVE, TOP)
-    offset = normals * (outfit.top_ease_m + 0.006 * np.clip(space.arm, 0, 1))[:, None]
-    layers.append(_layer(parts.TIGHTS, offset, hems.top, faces, top_texture, sleeves))
+    layers += _top(body, space, outfit, hems, normals)
     sole = np.where(space.template[:, 2] < space.ankle_z + 0.06, 0.006, 0.003)
     layers.append(_layer(parts.TIGHTS, normals * sole[:, None], hems.shoes, faces, legs_texture, SHOE))
     if outfit.below_hip:
         layers.append(_hanging(body, space, outfit, normals))
+    return layers
+
+
+def _top(body: Body, space: GarmentSpace, outfit: Outfit, hems: Hems, normals: Floats) -> list[Layer]:
+    """The trunk of a top and its two sleeves, which meet it in a seam where the arm's weight is one half."""
+    faces = body.faces_of(parts.GROUP_TIGHTS)
+    offset = normals * (outfit.top_ease_m + 0.006 * np.clip(space.arm, 0, 1))[:, None]
+    trunk = np.minimum(hems.top, SEAM_SLOPE_M * (0.5 - space.arm_share.sum(axis=0)))
+    texture = space.texture_coordinates(faces, TRUNK)
+    layers = [_layer(parts.TIGHTS, offset, trunk, faces, texture, TOP)]
+    for part, share in zip((LEFT_ARM, RIGHT_ARM), space.arm_share, strict=True):
+        sleeve = np.minimum(hems.top, SEAM_SLOPE_M * (share - 0.5))
+        texture = space.texture_coordinates(faces, part)
+        layers.append(_layer(parts.TIGHTS, offset, sleeve, faces, texture, SLEEVE))
     return layers
 
 
@@ -142,7 +156,7 @@ def _hanging(body: Body, space: GarmentSpace, outfit: Outfit, normals: Floats) -
 def skin(body: Body, space: GarmentSpace, outfit: Outfit, hems: Hems) -> list[Layer]:
     """The body without what lies well under cloth, and the eyes."""
     covered = np.maximum(hems.top, hems.shoes)
-    if not outfit.lower == "skirt":
+    if outfit.lower != "skirt":
         covered = np.maximum(covered, hems.lower)
     keep = np.where(covered > 0.03, -1.0, 1.0)
     if outfit.lower in ("skirt", "dress"):
@@ -189,13 +203,16 @@ def _scalp(
     angle = np.degrees(np.abs(np.arctan2(template[:, 0], -(template[:, 1] - (space.face_y + 0.105)))))
     forehead = rng.normal(0, 0.008)
     depth = [0.045 + forehead, 0.04 + forehead, 0.05 + forehead / 2, 0.1, 0.125, 0.1, 0.15, 0.19, 0.2]
+    if outfit.hair_extra == "long":  # skin must not show between the strands
+        depth[4:] = [0.2] * 5
     line = space.crown_z - np.interp(angle, [0, 30, 52, 72, 84, 96, 112, 140, 180], depth)
     line += 0.006 * np.sin(template[:, 0] * 90 + rng.uniform(-3, 3)) * (angle < 70)
     if hat:
         line = space.crown_z - 0.085 - (template[:, 1] - space.face_y) * 0.18
     keep = template[:, 2] - line
     ears = (np.abs(template[:, 0]) > 0.079) & (template[:, 2] < space.crown_z - 0.1)
-    keep[ears] = -1.0
+    if outfit.hair_extra != "long":
+        keep[ears] = -1.0
     on_skin = np.arange(len(template)) < parts.SKIN.stop
     chosen = np.nonzero(on_skin & (keep > -0.03) & (template[:, 2] > space.neck_z))[0]
     thickness = rng.uniform(0.014, 0.022) if outfit.headwear != "none" else _hair_thickness(outfit, rng)

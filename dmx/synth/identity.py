@@ -24,16 +24,34 @@ LABELLED, PASSER_BY = 0, 1
 
 
 @dataclass(frozen=True)
+class PersonMesh:
+    """All layers and props of a person as one mesh.
+
+    Attributes:
+        rest: (R, 3) rest vertices that are skinned, metres; weight_bones, weights (R, 6).
+        keep: (V,) see `rasterize`; the vertices of props follow the R skinned ones.
+        used: (V,) whether the vertex can be seen.
+        faces: (F, 3); texture: (F, 3, 2); material: (F,).
+    """
+
+    rest: Floats
+    weight_bones: Ints
+    weights: Floats
+    keep: Floats
+    used: Mask
+    faces: Ints
+    texture: Floats
+    material: NDArray[np.int8]
+
+
+@dataclass(frozen=True)
 class Identity:
     """A person.
 
     Attributes:
         phenotype, outfit, gait: what was drawn.
         joints: (B, 3) rest joints, metres.
-        rest: (R, 3) rest vertices that are skinned; weight_bones, weights (R, 6).
-        props: rigid meshes; their vertices follow the skinned ones.
-        keep: (V,) see `rasterize`; used: (V,) whether any face shows the vertex.
-        faces: (F, 3); texture: (F, 3, 2); material: (F,).
+        mesh, props: what is drawn; props are rigid.
         textures: (materials, S, S, 3) roots of linear light.
     """
 
@@ -41,15 +59,8 @@ class Identity:
     outfit: Outfit
     gait: Gait
     joints: Doubles
-    rest: Floats
-    weight_bones: Ints
-    weights: Floats
+    mesh: PersonMesh
     props: tuple[Prop, ...]
-    keep: Floats
-    used: Mask
-    faces: Ints
-    texture: Floats
-    material: NDArray[np.int8]
     textures: Bytes
 
 
@@ -81,9 +92,9 @@ def build_identity(
         outfit=outfit,
         gait=draw_gait(stream("gait", *key), body, joints),
         joints=joints,
+        mesh=mesh,
         props=tuple(props),
         textures=painter.paint(phenotype),
-        **mesh,
     )
 
 
@@ -107,9 +118,7 @@ def _dress(
     return layers, props
 
 
-def _assemble(
-    body: Body, shape: Floats, layers: list[Layer], props: list[Prop]
-) -> dict[str, NDArray[np.generic]]:
+def _assemble(body: Body, shape: Floats, layers: list[Layer], props: list[Prop]) -> PersonMesh:
     """Join layers and props into one mesh, without faces and vertices that can never be seen."""
     faces, texture, material = [], [], []
     rest, keep, source = [], [], []
@@ -139,16 +148,16 @@ def _assemble(
         keep.append(np.ones(len(prop.vertices), np.float32))
         count += len(prop.vertices)
     of_base = np.concatenate(source)
-    return {
-        "rest": np.concatenate(rest),
-        "weight_bones": body.weight_bones[of_base],
-        "weights": body.weights[of_base],
-        "keep": np.concatenate(keep),
-        "used": _used(np.concatenate(faces), np.concatenate(keep)),
-        "faces": np.concatenate(faces),
-        "texture": np.concatenate(texture),
-        "material": np.concatenate(material),
-    }
+    return PersonMesh(
+        rest=np.concatenate(rest),
+        weight_bones=body.weight_bones[of_base],
+        weights=body.weights[of_base],
+        keep=np.concatenate(keep),
+        used=_used(np.concatenate(faces), np.concatenate(keep)),
+        faces=np.concatenate(faces),
+        texture=np.concatenate(texture),
+        material=np.concatenate(material),
+    )
 
 
 def _used(faces: Ints, keep: Floats) -> Mask:

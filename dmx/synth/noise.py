@@ -14,7 +14,7 @@ from dmx.synth.types import Doubles, Floats
 
 @functools.lru_cache(maxsize=64)
 def _field(size: int, cells: int, octaves: int, gain: float, aspect: float) -> Floats:
-    """A fixed (size, size) field in [0, 1] that tiles; drawing from it is a shift, far cheaper than making one."""
+    """A fixed (size, size) field in [0, 1] that tiles; shifting it is far cheaper than making another."""
     rng = np.random.default_rng([size, cells, octaves])
     total = np.zeros((size, size), np.float32)
     weight, weights = 1.0, 0.0
@@ -28,7 +28,7 @@ def _field(size: int, cells: int, octaves: int, gain: float, aspect: float) -> F
         cells *= 2
         if cells > size:
             break
-    return total / weights
+    return np.asarray(total / weights, np.float32)
 
 
 def texture_noise(
@@ -40,7 +40,7 @@ def texture_noise(
     columns = (np.arange(size) + rng.integers(size)) % size
     if rng.random() < 0.5:
         columns = columns[::-1]
-    return field[rows[:, None], columns[None, :]]
+    return np.asarray(field[rows[:, None], columns[None, :]], np.float32)
 
 
 def patch_noise(rng: np.random.Generator, rows: int, columns: int, cells: float) -> Floats:

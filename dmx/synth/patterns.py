@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dmx.synth.colors import root
 from dmx.synth.noise import texture_noise
-from dmx.synth.types import Floats
+from dmx.synth.types import Doubles, Floats
 
 Index = NDArray[np.intp]
 Colors = tuple[Floats, Floats, Floats]
@@ -25,18 +25,18 @@ class Cloth:
         self.y = ((np.arange(size, dtype=np.float32) + 0.5) / size * height_m)[:, None]
         self.height_m = height_m
         self.aspect = height_m / width_m
-        self.cells_per_metre = 1 / width_m
+        self.width_m = width_m
         self.period_m = rng.uniform(0.035, 0.13)
         self.duty = rng.uniform(0.25, 0.6)
         self.phase = rng.random()
 
-    def stripe(self, along: Floats) -> NDArray[np.bool_]:
+    def stripe(self, along: Floats | Doubles) -> NDArray[np.bool_]:
         """Whether a coordinate in metres lies on a stripe."""
         return np.asarray((along / self.period_m + self.phase) % 1 < self.duty)
 
     def noise(self, cell_m: float, octaves: int) -> Floats:
         """Noise with cells of about that size."""
-        cells = max(2, round(self.cells_per_metre / cell_m))
+        cells = max(2, round(self.width_m / cell_m))
         return texture_noise(self.rng, self.size, cells, octaves, aspect=self.aspect)
 
 

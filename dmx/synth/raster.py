@@ -106,7 +106,7 @@ def turn_and_place(vertices: Floats, used: Mask, heading: float, x: float, y: fl
 
 @njit(cache=True)
 def project(vertices: Floats, rotation: Doubles, height: float, out: Floats) -> None:
-    """Image plane x, y (focal length 1, y down) and inverse depth of every vertex, for a camera at (0, 0, height)."""
+    """Image plane x, y (focal length 1, y down) and inverse depth of vertices; camera at (0, 0, height)."""
     for i in range(vertices.shape[0]):
         x, y, z = vertices[i, 0], vertices[i, 1], vertices[i, 2] - height
         right = rotation[0, 0] * x + rotation[0, 1] * y + rotation[0, 2] * z
@@ -169,10 +169,10 @@ def rasterize(
         x0, y0 = (points[i, 0] - left) * scale_x - 0.5, (points[i, 1] - top) * scale_y - 0.5
         x1, y1 = (points[j, 0] - left) * scale_x - 0.5, (points[j, 1] - top) * scale_y - 0.5
         x2, y2 = (points[k, 0] - left) * scale_x - 0.5, (points[k, 1] - top) * scale_y - 0.5
-        first_x = max(0, int(math.ceil(min(x0, x1, x2))))
-        last_x = min(columns - 1, int(math.floor(max(x0, x1, x2))))
-        first_y = max(0, int(math.ceil(min(y0, y1, y2))))
-        last_y = min(rows - 1, int(math.floor(max(y0, y1, y2))))
+        first_x = max(0, math.ceil(min(x0, x1, x2)))
+        last_x = min(columns - 1, math.floor(max(x0, x1, x2)))
+        first_y = max(0, math.ceil(min(y0, y1, y2)))
+        last_y = min(rows - 1, math.floor(max(y0, y1, y2)))
         if first_x > last_x or first_y > last_y:
             continue
         area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
@@ -203,7 +203,10 @@ def rasterize(
 def depth_map(
     points: Floats, window: tuple[float, float, float], faces: Ints, keep: Floats, nearest: Floats
 ) -> None:
-    """Like `rasterize`, for the nearness alone: what the light sees. `window`: corner x, y, pixels per unit."""
+    """Like `rasterize`, for the nearness alone: what the light sees.
+
+    `window` is x and y of the corner and pixels per unit.
+    """
     rows, columns = nearest.shape
     left, top, scale = window
     for f in range(faces.shape[0]):
@@ -213,10 +216,10 @@ def depth_map(
         x0, y0 = (points[i, 0] - left) * scale - 0.5, (points[i, 1] - top) * scale - 0.5
         x1, y1 = (points[j, 0] - left) * scale - 0.5, (points[j, 1] - top) * scale - 0.5
         x2, y2 = (points[k, 0] - left) * scale - 0.5, (points[k, 1] - top) * scale - 0.5
-        first_x = max(0, int(math.ceil(min(x0, x1, x2))))
-        last_x = min(columns - 1, int(math.floor(max(x0, x1, x2))))
-        first_y = max(0, int(math.ceil(min(y0, y1, y2))))
-        last_y = min(rows - 1, int(math.floor(max(y0, y1, y2))))
+        first_x = max(0, math.ceil(min(x0, x1, x2)))
+        last_x = min(columns - 1, math.floor(max(x0, x1, x2)))
+        first_y = max(0, math.ceil(min(y0, y1, y2)))
+        last_y = min(rows - 1, math.floor(max(y0, y1, y2)))
         if first_x > last_x or first_y > last_y:
             continue
         area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)

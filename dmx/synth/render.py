@@ -135,7 +135,7 @@ class Renderer:
         for layer in layers:
             shading.lay_over(image, layer, float(SAMPLES**2))
         self._obstruct(image, view.obstacle, lamp)
-        coverage = layers[figures.index(figure)][..., 3] / SAMPLES**2
+        coverage = layers[figures.index(figure)][..., 3] / np.float32(SAMPLES**2)
         return Exposure(image, coverage, plate.exposure, window.height * camera.focal_px)
 
     def _make_camera(self, number: int) -> Camera:
@@ -166,31 +166,31 @@ class Renderer:
         distance = max(NEAREST_PASSER_BY_M, view.place_m[1] + obstacle.depth_m)
         # The place at that distance that appears `side` crop widths beside the crop's middle.
         middle = window.left + (0.5 + obstacle.side) * window.width
-        _, up, forward = camera.rotation
+        forward = camera.rotation[2]
         depth = forward[1] * distance + forward[2] * (0.9 - camera.height_m)
         feet = (middle * float(depth), distance)
         person = self._passer_by(obstacle.number)
         return [self._figure(camera, person, obstacle.stance, obstacle.heading, feet)]
 
     def _background(self, plate: Plate, window: Window, brightness: float) -> Floats:
-        """The plate's part (H, W, 3) behind the window, linear light; windows beyond its edge are moved inside."""
+        """Linear light (H, W, 3) of the plate behind the window, which is moved inside the plate's edges."""
         left, top = (window.left - LEFT) / STEP, (window.top - TOP) / STEP
         width, height = min(window.width / STEP, WIDTH_PX), min(window.height / STEP, HEIGHT_PX)
         left, top = min(max(left, 0.0), WIDTH_PX - width), min(max(top, 0.0), HEIGHT_PX - height)
         box = (left, top, left + width, top + height)
         crop = plate.image.resize((self.width, self.height), Image.Resampling.BILINEAR, box=box)
         table = (np.arange(256, dtype=np.float32) / 255) ** 2 * np.float32(plate.peak * brightness)
-        return table[np.asarray(crop)]
+        return np.asarray(table[np.asarray(crop)], np.float32)
 
     def _draw(self, image: Floats, figure: Figure, camera: Camera, window: Window, lamp: Lamp) -> Floats:
         """Shadow a figure onto the image, in place, and return its own layer (H, W, 4)."""
-        person = figure.person
+        person, mesh = figure.person, figure.person.mesh
         rows, columns = self.height * SAMPLES, self.width * SAMPLES
         nearest = np.zeros((rows, columns), np.float32)
         face_at = np.full((rows, columns), -1, np.int32)
         weight_at = np.empty((rows, columns, 2), np.float32)
         scale = (window.left, window.top, columns / window.width, rows / window.height)
-        rasterize(figure.points, scale, person.faces, person.keep, nearest, face_at, weight_at)
+        rasterize(figure.points, scale, mesh.faces, mesh.keep, nearest, face_at, weight_at)
         shadow, shadow_window = _shadow_map(figure, lamp)
         plane = (window.left, window.top, window.width / self.width, window.height / self.height)
         key, sky = lamp.rows[1] * max(lamp.rows[0, 2], 0.0), lamp.rows[2]
@@ -207,14 +207,14 @@ class Renderer:
             strength,
         )
         normals = np.empty_like(figure.vertices)
-        vertex_normals(figure.vertices, person.faces, normals)
+        vertex_normals(figure.vertices, mesh.faces, normals)
         layer = np.zeros((self.height, self.width, 4), np.float32)
         shading.shade(
             face_at,
             weight_at,
-            person.faces,
-            person.texture,
-            person.material,
+            mesh.faces,
+            mesh.texture,
+            mesh.material,
             figure.vertices,
             normals,
             person.textures,
@@ -258,7 +258,7 @@ def _check_range(name: str, value: int, most: int) -> None:
 
 def _frame(figure: Figure, framing: Framing) -> Window:
     """The crop a detector would cut around the figure."""
-    left, top, right, bottom = bounds(figure.points, figure.person.used)
+    left, top, right, bottom = bounds(figure.points, figure.person.mesh.used)
     height = (bottom - top) * framing.height
     width = max(height * framing.aspect, (right - left) * framing.least_width)
     middle_x = 0.5 * (left + right) + framing.shift_x * width
@@ -287,9 +287,9 @@ def _shadow_map(figure: Figure, lamp: Lamp) -> tuple[Floats, tuple[float, float,
     """What the key light sees of a figure: nearness (n, n), and corner x, y and pixels per metre."""
     seen = np.empty_like(figure.vertices)
     to_basis(figure.vertices, lamp.basis, seen)
-    left, top, right, bottom = bounds(seen, figure.person.used)
+    left, top, right, bottom = bounds(seen, figure.person.mesh.used)
     scale = (SHADOW_MAP_PX - 4) / max(right - left, bottom - top)
     window = (left - 2 / scale, top - 2 / scale, scale)
     shadow = np.full((SHADOW_MAP_PX, SHADOW_MAP_PX), -1e9, np.float32)
-    depth_map(seen, window, figure.person.faces, figure.person.keep, shadow)
+    depth_map(seen, window, figure.person.mesh.faces, figure.person.mesh.keep, shadow)
     return shadow, window

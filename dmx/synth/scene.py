@@ -1,6 +1,7 @@
 """Background plates: what a camera sees when nobody is there.
 
-A camera has several plates, as if it turned between a few positions; none of them gives the camera away alone.
+A camera has several plates, as if it turned between a few positions, so that a background does not give the
+camera away.
 """
 
 from __future__ import annotations

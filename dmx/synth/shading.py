@@ -67,12 +67,13 @@ def shade(
     """Add the light of every visible sample to its pixel.
 
     Args:
-        face_at, weight_at: visibility as `rasterize` leaves it, (H s, W s) and (H s, W s, 2), s = samples a side.
+        face_at, weight_at: visibility as `rasterize` leaves it, (H s, W s) and (H s, W s, 2), s = samples.
         faces, texture_at, material: (F, 3), (F, 3, 2), (F,).
         vertices, normals: (V, 3) world.
         textures: (materials, S, S, 3) roots of linear light; gloss (materials,).
         eye_z: height of the camera, which stands at (0, 0, eye_z).
         light: (4, 3) direction to the key light, key, sky and ground strength.
+        samples: a side of a pixel.
         shadow, basis, window: shadow map, the light's axes (3, 3), and corner x, y and pixels per metre.
         out: (H, W, 4) linear light and number of covered samples, added to.
     """

@@ -11,8 +11,8 @@ from dmx.errors import DmxError
 
 Range = tuple[float, float]
 
-# sRGB; the order that `Wardrobe.neutral_weights` refers to: black, coal, charcoal, grey, light grey, pale, white,
-# navy, denim blue, beige, brown, olive, burgundy.
+# sRGB; the order that `Wardrobe.neutral_weights` refers to: black, coal, charcoal, grey, light grey, pale,
+# white, navy, denim blue, beige, brown, olive, burgundy.
 NEUTRALS: tuple[tuple[float, float, float], ...] = (
     (0.05, 0.05, 0.06),
     (0.10, 0.10, 0.11),
@@ -51,7 +51,11 @@ class Wardrobe:
 
 @dataclass(frozen=True)
 class Lighting:
-    """Light of a place: strengths (relative), elevation of the key light in degrees, warmth (red minus blue)."""
+    """Light of a place.
+
+    Strengths are relative, the key light's elevation is in degrees, warmth is red minus blue, and
+    `lit_windows` is the share of walls whose windows glow.
+    """
 
     indoor: bool
     key: Range
@@ -205,10 +209,10 @@ CAMPUS = Style(
     ),
     lighting=Lighting(
         indoor=False,
-        key=(0.35, 1.5),
+        key=(1.1, 2.6),
         key_elevation_deg=(9, 24),
         key_warmth=(0.18, 0.42),
-        ambient=(0.3, 0.55),
+        ambient=(0.28, 0.5),
         ambient_coolness=(0.14, 0.34),
         lit_windows=0.8,
     ),
@@ -218,8 +222,8 @@ CAMPUS = Style(
         blur_px=(0.0, 0.8),
         motion_px=(0.0, 4.0),
         jpeg_quality=(45, 85),
-        gamma=(0.95, 1.35),
-        exposure=(0.2, 0.38),
+        gamma=(0.85, 1.12),
+        exposure=(0.32, 0.55),
         saturation=(0.8, 1.25),
         tint=(0.97, 0.98, 1.06),
     ),
