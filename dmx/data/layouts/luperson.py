@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,8 +75,8 @@ def load_keys(path: Path) -> list[str]:
 
 
 @functools.lru_cache(maxsize=2)
-def _environment(path: str) -> Any:
-    """The opened database; one a process, as LMDB demands. A forked process must not use its parent's."""
+def _environment(path: str, process: int) -> Any:
+    """The opened database; one a process, as LMDB demands: a forked one must not use its parent's."""
     try:
         import lmdb  # only this layout needs it
     except ImportError as error:
@@ -94,7 +95,7 @@ class LmdbRef:
     key: str
 
     def read(self) -> bytes:
-        with _environment(self.path).begin() as transaction:
+        with _environment(self.path, os.getpid()).begin() as transaction:
             value = transaction.get(self.key.encode())
         if value is None:
             raise OSError("key is not in the database")
@@ -116,7 +117,7 @@ def _read(root: Path, options: Options) -> Reading:
     database = _database(root)
     if database is None:
         raise DmxError(f"{root}: wanted an LMDB beside {KEYS_NAME} (lmdb/data.mdb), found none")
-    _environment(str(database))
+    _environment(str(database), os.getpid())
     for key in load_keys(root / KEYS_NAME):
         if not key:
             yield Unreadable(KEYS_NAME, "empty key")

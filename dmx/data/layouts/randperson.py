@@ -136,7 +136,7 @@ def _read_cloned(root: Path, options: Options) -> Reading:
 
 
 def _counts(root: Path) -> tuple[Expected, ...]:
-    if any((folder / SYNTH_MARK).is_file() for folder in (root, root.parent)) or _folders(root):
+    if (root / SYNTH_MARK).is_file() or _folders(root):
         return ()
     if mostly_match(NAME, sample_image_names(root)):
         return SUBSET_COUNTS
