@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from dmx.kernels.blocks import run_blocks
 
 _TILE = 2048  # rows and columns of a tile: 16 MB in float32, large enough for the product to run at full rate
-_CHUNK = 64  # scores tested at once: a chunk without a hit costs a few vector instructions
+_CHUNK = 16  # scores tested at once: a chunk without a hit costs a few vector instructions
 _NARROW = 128  # below this width a product costs nothing, and float32 needs far fewer candidates
 
 
@@ -106,55 +106,66 @@ def _compact(i, k, keys, ids, counts, threshold, base, rounding, work):  # type:
         threshold[i] = np.inf
 
 
+# The two scans spell out the same few lines: a call with this many arrays costs more than the work itself.
 @njit(cache=True, nogil=True)
-def _append(i, key, j, k, keys, ids, counts, threshold, base, rounding, work):  # type: ignore[no-untyped-def]
-    count = counts[i]
-    if count == keys.shape[1]:
-        _compact(i, k, keys, ids, counts, threshold, base, rounding, work)
-        count = counts[i]
-        if count < 0 or key < threshold[i]:
-            return
-    keys[i, count] = key
-    ids[i, count] = j
-    counts[i] = count + 1
-
-
-@njit(cache=True, nogil=True)
-def _scan(  # type: ignore[no-untyped-def]
-    tile, by_row, first_row, first_column, offset, k, keys, ids, counts, threshold, base, rounding, begin, end
+def _scan_rows(  # type: ignore[no-untyped-def]
+    tile, first_row, first_column, offset, k, keys, ids, counts, threshold, base, rounding, begin, end
 ):
-    """Appends a tile's hits to the buffers of its rows (by_row), or to those of its columns.
-
-    Rows or columns [begin, end) of the tile own the buffers touched; offset belongs to the other side.
-    """
+    """Appends the hits of a tile's rows [begin, end) to the buffers of these rows."""
     work = np.empty(keys.shape[1], np.float32)
-    row_begin, row_end, column_begin, column_end = begin, end, 0, tile.shape[1]
-    if not by_row:
-        row_begin, row_end, column_begin, column_end = 0, tile.shape[0], begin, end
-    for left in range(column_begin, column_end, _CHUNK):
-        right = min(left + _CHUNK, column_end)
-        for r in range(row_begin, row_end):
-            hits = 0
-            if by_row:
-                limit = threshold[first_row + r]
-                for c in range(left, right):
+    width = tile.shape[1]
+    for r in range(begin, end):
+        i = first_row + r
+        limit, count = threshold[i], counts[i]
+        for left in range(0, width, _CHUNK):
+            right = min(left + _CHUNK, width)
+            if right - left == _CHUNK:
+                hits = 0
+                for c in range(left, left + _CHUNK):
                     hits += tile[r, c] + offset[first_column + c] >= limit
-                if hits:
-                    for c in range(left, right):
-                        key = tile[r, c] + offset[first_column + c]
-                        if key >= threshold[first_row + r]:
-                            _append(first_row + r, key, first_column + c, k, keys, ids, counts, threshold,
-                                    base, rounding, work)  # fmt: skip
-            else:
-                shift = offset[first_row + r]
+                if hits == 0:
+                    continue
+            for c in range(left, right):
+                key = tile[r, c] + offset[first_column + c]
+                if key < limit or count < 0:
+                    continue
+                keys[i, count] = key
+                ids[i, count] = first_column + c
+                count += 1
+                if count == keys.shape[1]:
+                    counts[i] = count
+                    _compact(i, k, keys, ids, counts, threshold, base, rounding, work)
+                    limit, count = threshold[i], counts[i]
+        counts[i] = count
+
+
+@njit(cache=True, nogil=True)
+def _scan_columns(  # type: ignore[no-untyped-def]
+    tile, first_row, first_column, offset, k, keys, ids, counts, threshold, base, rounding, begin, end
+):
+    """Appends the hits of a tile's columns [begin, end) to the buffers of these columns."""
+    work = np.empty(keys.shape[1], np.float32)
+    for strip in range(begin, end, 4 * _CHUNK):
+        for r in range(tile.shape[0]):
+            shift = offset[first_row + r]
+            for left in range(strip, min(strip + 4 * _CHUNK, end), _CHUNK):
+                right = min(left + _CHUNK, end)
+                if right - left == _CHUNK:
+                    hits = 0
+                    for c in range(left, left + _CHUNK):
+                        hits += tile[r, c] + shift >= threshold[first_column + c]
+                    if hits == 0:
+                        continue
                 for c in range(left, right):
-                    hits += tile[r, c] + shift >= threshold[first_column + c]
-                if hits:
-                    for c in range(left, right):
-                        key = tile[r, c] + shift
-                        if key >= threshold[first_column + c]:
-                            _append(first_column + c, key, first_row + r, k, keys, ids, counts, threshold,
-                                    base, rounding, work)  # fmt: skip
+                    j = first_column + c
+                    key = tile[r, c] + shift
+                    if key < threshold[j] or counts[j] < 0:
+                        continue
+                    keys[j, counts[j]] = key
+                    ids[j, counts[j]] = first_row + r
+                    counts[j] += 1
+                    if counts[j] == keys.shape[1]:
+                        _compact(j, k, keys, ids, counts, threshold, base, rounding, work)
 
 
 @njit(cache=True, nogil=True)
@@ -165,41 +176,63 @@ def _finish(k, keys, ids, counts, threshold, base, rounding, begin, end):  # typ
             _compact(i, k, keys, ids, counts, threshold, base, rounding, work)
 
 
+# Sums may be reordered to be vectorised: their rounding is part of the bound.
+@njit(cache=True, nogil=True, fastmath={"reassoc"})
+def _centre(  # type: ignore[no-untyped-def]
+    features, squares, mean, dropped_bits, rounded, offset, error, length, begin, end
+):
+    """u_i in float32 less `dropped_bits` of its bits, to nearest even; a_i (not yet centred), e_i, |u_i|."""
+    half = np.uint32((1 << dropped_bits) // 2)
+    for i in range(begin, end):
+        scale = 1.0 / np.sqrt(squares[i])
+        shift, lost, size = 0.0, 0.0, 0.0
+        bits = rounded[i - begin].view(np.uint32)
+        for c in range(features.shape[1]):
+            rounded[i - begin, c] = features[i, c] * scale - mean[c]
+        if half:
+            for c in range(features.shape[1]):
+                odd = (bits[c] >> np.uint32(dropped_bits)) & np.uint32(1)
+                bits[c] = np.uint32(bits[c] + (half - np.uint32(1)) + odd) & ~np.uint32(2 * half - 1)
+        for c in range(features.shape[1]):
+            unit = features[i, c] * scale
+            u = unit - mean[c]
+            shift += unit * mean[c]
+            size += u * u
+            lost += (u - rounded[i - begin, c]) ** 2
+        offset[i], error[i], length[i] = shift, np.sqrt(lost), np.sqrt(size)
+
+
 def product_dtype(width: int) -> torch.dtype:
     """The type a matrix product of this inner width is cheapest in, exact results being wanted."""
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native and width >= _NARROW else torch.float32
 
 
-def _mean(features: NDArray[Any], squares: NDArray[np.float64]) -> torch.Tensor:
+def _mean(features: NDArray[Any], squares: NDArray[np.float64]) -> NDArray[np.float64]:
     # Any vector near the mean serves, so a few thousand rows are enough.
     step = -(-len(features) // _TILE)
-    rows = torch.from_numpy(features[::step].astype(np.float64))
-    return torch.from_numpy(1 / np.sqrt(squares[::step])) @ rows / len(rows)
+    rows = features[::step].astype(np.float64)
+    return np.asarray(1 / np.sqrt(squares[::step]) @ rows / len(rows))
 
 
 def _prepare(
-    features: NDArray[Any], squares: NDArray[np.float64], mean: torch.Tensor, dtype: torch.dtype
+    features: NDArray[Any], squares: NDArray[np.float64], mean: NDArray[np.float64], dtype: torch.dtype
 ) -> _Rows:
     n, width = features.shape
     low = torch.empty((n, width), dtype=dtype)
-    offset, error, length = (torch.empty(n, dtype=torch.float64) for _ in range(3))
-    for begin in range(0, n, 1024):
-        part = slice(begin, begin + 1024)
-        scale = torch.from_numpy(1 / np.sqrt(squares[part]))[:, None]
-        unit = torch.from_numpy(features[part]).double() * scale
-        offset[part] = unit @ mean
-        unit -= mean
-        length[part] = torch.linalg.vector_norm(unit, dim=1)
-        low[part] = unit.to(dtype)
-        error[part] = torch.linalg.vector_norm(unit.sub_(low[part]), dim=1)
-    # The 1e-3 and 1e-15 cover the rounding of these norms and of `unit` themselves.
-    return _Rows(
-        low,
-        (offset - offset.mean()).numpy().astype(np.float32),
-        error.numpy() * 1.001 + 1e-15,
-        length.numpy() * 1.001 + 1e-15,
-    )
+    offset, error, length = np.empty(n), np.empty(n), np.empty(n)
+    bfloat = dtype == torch.bfloat16
+    target = low.view(torch.int16).numpy().view(np.uint16) if bfloat else low.numpy()
+
+    def block(begin: int, end: int) -> None:
+        rounded = np.empty((end - begin, width), np.float32)
+        _centre(features, squares, mean, 16 if bfloat else 0, rounded, offset, error, length, begin, end)
+        target[begin:end] = rounded.view(np.uint32) >> 16 if bfloat else rounded
+
+    run_blocks(block, n, _TILE // 16)
+    # The 1e-3 and 1e-15 cover the rounding of these norms and of the centred rows themselves.
+    offset -= offset.mean()
+    return _Rows(low, offset.astype(np.float32), error * 1.001 + 1e-15, length * 1.001 + 1e-15)
 
 
 def _bound(rows: _Rows, others: _Rows, rounding: float) -> NDArray[np.float64]:
@@ -233,11 +266,12 @@ class _Buffers:
     def scan(
         self, tile: NDArray[np.float32], by_row: bool, row: int, column: int, offset: NDArray[np.float32]
     ) -> None:
-        share = max(_CHUNK, -(-tile.shape[0 if by_row else 1] // (4 * _CHUNK)) * _CHUNK)
+        """Feeds the buffers of a tile's rows (by_row) or columns; offset: a_j of all of the other side."""
+        kernel = _scan_rows if by_row else _scan_columns
         run_blocks(
-            lambda a, b: _scan(tile, by_row, row, column, offset, self.k, self.keys, self.ids, self.counts,
-                               self.threshold, self.base, self.rounding, a, b),
-            tile.shape[0 if by_row else 1], share,
+            lambda a, b: kernel(tile, row, column, offset, self.k, self.keys, self.ids, self.counts,
+                                self.threshold, self.base, self.rounding, a, b),
+            tile.shape[0 if by_row else 1], _TILE // 8,
         )  # fmt: skip
 
     def finish(self) -> Candidates:

@@ -7,24 +7,29 @@ Rows sum to 1, so sum max = 2 - m. round_12 rounds to 12 decimals: sums of a few
 in another order differ by about 1e-15, and on the decimal grid a pair that is tied with a threshold by
 construction (duplicates, equal rows, d = 0.6 itself) falls on the same side whatever the order.
 
-Method: an inverted index e -> rows. Row i adds min(V(i, e), V(j, e)) to an accumulator of every j > i met in
-the columns of its entries; what reaches the least m wanted becomes a pair.
+Method: an inverted index over the heads of the rows. Order the columns by how many rows hold them, rare
+first, and cut every row into a head and a tail of mass t(i) < 0.6 m_min, where m_min = 2 (1 - D) / (2 - D)
+is the m of D = max_distance. Take the row of a pair whose head ends first in this order: what the two share is in
+both heads, or in the tail of that row. So m(i, j) <= (m over the heads) + max(t(i), t(j)), and only pairs for
+which this reaches m_min are summed over their whole rows. Heads are rare columns, so the join is 2 to 3 times
+smaller than over all entries (simulated on 8 k), and chance overlaps hardly ever reach 0.4 m_min.
 
 Shapes: V (N, N) CSR; pairs as CSR rows holding only columns j > i, ascending. d float64.
 Error: |d - exact| <= 5e-13 (the rounding) + 1e-15. Memory: O(entries + pairs).
-Time: sum over columns of (length of column)^2 / 2.
+Time: sum over columns of (rows with the column in their head)^2 / 2.
 Source: Zhong et al., CVPR 2017, eq. 10.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
-from scipy import sparse
 
 from dmx.kernels.blocks import run_blocks
-from dmx.kernels.k_reciprocal import SparseRows
+from dmx.kernels.k_reciprocal import SparseRows, join_rows
 
 DECIMALS = 12
 _ROWS = 512
@@ -44,55 +49,129 @@ def _distance(m):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+def _cut(starts, indices, values, rank, most, heads, head_values, sizes, tails, begin, end):  # type: ignore[no-untyped-def]
+    """Orders rows [begin, end) by the rank of their columns, and cuts them where `most` mass is left."""
+    for i in range(begin, end):
+        first, last = starts[i], starts[i + 1]
+        keys = np.empty(last - first, np.int64)
+        for t in range(first, last):
+            keys[t - first] = (np.int64(rank[indices[t]]) << 24) + (t - first)
+        keys.sort()
+        sizes[i], tails[i] = last - first, 0.0
+        for t in range(last - 1, first - 1, -1):
+            source = first + (keys[t - first] & 0xFFFFFF)
+            heads[t], head_values[t] = indices[source], values[source]
+            if sizes[i] == t + 1 - first and tails[i] + values[source] < most:
+                tails[i] += values[source]
+                sizes[i] -= 1
+
+
+@njit(cache=True, nogil=True)
+def _transpose(starts, sizes, heads, head_values, column_starts, rows, row_values):  # type: ignore[no-untyped-def]
+    """Heads by column; the rows of a column ascend."""
+    n = sizes.shape[0]
+    for i in range(n):
+        for t in range(starts[i], starts[i] + sizes[i]):
+            column_starts[heads[t] + 1] += 1
+    for e in range(n):
+        column_starts[e + 1] += column_starts[e]
+    fill = column_starts[:n].copy()
+    for i in range(n):
+        for t in range(starts[i], starts[i] + sizes[i]):
+            u = fill[heads[t]]
+            rows[u], row_values[u] = i, head_values[t]
+            fill[heads[t]] += 1
+
+
+@njit(cache=True, nogil=True)
+def _overlap(weight, indices, values, begin, end):  # type: ignore[no-untyped-def]
+    m = 0.0
+    for t in range(begin, end):
+        w, v = weight[indices[t]], values[t]
+        m += w if w < v else v
+    return m
+
+
+@njit(cache=True, nogil=True)
 def _join(  # type: ignore[no-untyped-def]
-    starts,
-    indices,
-    values,
-    column_starts,
-    rows,
-    row_values,
-    max_distance,
-    total,
-    begin,
-    end,
-    out_starts,
-    out,
-    out_d,
-):
+    starts, indices, values, heads, head_values, sizes, tails, column_starts, rows, row_values,
+    max_distance, least, total, begin, end, out_starts, out, out_d,
+):  # fmt: skip
     """Pairs of rows [begin, end); returns how many. Fills `out` only while there is room."""
     used = 0
-    met = np.empty(total.shape[0], np.int32)
+    met = np.empty(total.shape[0] + 1, np.int32)
+    weight = np.zeros(total.shape[0])
     for i in range(begin, end):
         size = 0
-        for t in range(starts[i], starts[i + 1]):
-            v, e = values[t], indices[t]
+        for t in range(starts[i], starts[i] + sizes[i]):
+            v, e = head_values[t], heads[t]
             # Rows of a column ascend, so walking backwards ends where j > i does.
             for u in range(column_starts[e + 1] - 1, column_starts[e] - 1, -1):
                 j = rows[u]
                 if j <= i:
                     break
-                if total[j] == 0.0:
-                    met[size] = j
-                    size += 1
-                total[j] += min(v, row_values[u])
+                # Without branches: whether j is new here is beyond prediction.
+                met[size] = j
+                size += total[j] == 0.0
+                w = row_values[u]
+                total[j] += w if w < v else v
+        for t in range(starts[i], starts[i + 1]):
+            weight[indices[t]] = values[t]
         kept = 0
         for t in range(size):
             j = met[t]
-            d = _distance(total[j])
-            if d <= max_distance:
+            if total[j] + max(tails[i], tails[j]) >= least:
                 met[kept] = j
                 kept += 1
             else:
                 total[j] = 0.0
         met[:kept].sort()
         for t in range(kept):
-            if used + t < out.shape[0]:
-                out[used + t] = met[t]
-                out_d[used + t] = _distance(total[met[t]])
-            total[met[t]] = 0.0
-        used += kept
+            j = met[t]
+            m = total[j]
+            if tails[i] + tails[j] > 0.0:
+                m = _overlap(weight, indices, values, starts[j], starts[j + 1])
+            total[j] = 0.0
+            d = _distance(m)
+            if d <= max_distance:
+                if used < out.shape[0]:
+                    out[used], out_d[used] = j, d
+                used += 1
+        for t in range(starts[i], starts[i + 1]):
+            weight[indices[t]] = 0.0
         out_starts[i - begin + 1] = used
     return used
+
+
+@dataclass(frozen=True)
+class _Heads:
+    indices: NDArray[np.int32]  # (entries,), every row ordered by rank; its head are the first sizes[i]
+    values: NDArray[np.float64]
+    sizes: NDArray[np.int64]  # (N,)
+    tails: NDArray[np.float64]  # (N,), mass of what is not in the head
+    column_starts: NDArray[np.int64]  # (N + 1,), the heads by column
+    rows: NDArray[np.int32]
+    row_values: NDArray[np.float64]
+
+
+def _heads(v: SparseRows, most: float) -> _Heads:
+    n = len(v)
+    rank = np.empty(n, np.int32)
+    rank[np.argsort(np.bincount(v.indices, minlength=n), kind="stable")] = np.arange(n, dtype=np.int32)
+    indices, values = np.empty_like(v.indices), np.empty_like(v.values)
+    sizes, tails = np.empty(n, np.int64), np.empty(n)
+    run_blocks(
+        lambda a, b: _cut(v.starts, v.indices, v.values, rank, most, indices, values, sizes, tails, a, b),
+        n, _ROWS,
+    )  # fmt: skip
+    entries = int(sizes.sum())
+    column_starts, rows, row_values = (
+        np.zeros(n + 1, np.int64),
+        np.empty(entries, np.int32),
+        np.empty(entries),
+    )
+    _transpose(v.starts, sizes, indices, values, column_starts, rows, row_values)
+    return _Heads(indices, values, sizes, tails, column_starts, rows, row_values)
 
 
 def jaccard_pairs(v: SparseRows, max_distance: float) -> SparseRows:
@@ -106,26 +185,20 @@ def jaccard_pairs(v: SparseRows, max_distance: float) -> SparseRows:
         CSR rows of distances holding j > i alone. A distance 0 is an entry like any other.
     """
     n = len(v)
-    columns = sparse.csr_array((v.values, v.indices, v.starts), shape=(n, n)).tocsc()
-    column_starts = columns.indptr.astype(np.int64)
+    # Just below the m of max_distance: spares most pairs the exact sum, and decides none.
+    least = max(2 * (1 - max_distance) / (2 - max_distance) - 1e-9, 0.0)
+    heads = _heads(v, 0.6 * least)
 
     def block(begin: int, end: int) -> SparseRows:
         total, starts = np.zeros(n), np.zeros(end - begin + 1, np.int64)
         room = 64 * (end - begin)
         while True:
             out, distances = np.empty(room, np.int32), np.empty(room)
-            used = _join(v.starts, v.indices, v.values, column_starts, columns.indices, columns.data,
-                         max_distance, total, begin, end, starts, out, distances)  # fmt: skip
+            used = _join(v.starts, v.indices, v.values, heads.indices, heads.values, heads.sizes, heads.tails,
+                         heads.column_starts, heads.rows, heads.row_values, max_distance, least,
+                         total, begin, end, starts, out, distances)  # fmt: skip
             if used <= room:
                 return SparseRows(starts, out[:used].copy(), distances[:used].copy())
             room = used
 
-    parts = run_blocks(block, n, _ROWS)
-    ends = np.cumsum([0, *(part.starts[-1] for part in parts)])
-    return SparseRows(
-        np.concatenate(
-            [np.zeros(1, np.int64), *(p.starts[1:] + e for p, e in zip(parts, ends, strict=False))]
-        ),
-        np.concatenate([part.indices for part in parts]),
-        np.concatenate([part.values for part in parts]),
-    )
+    return join_rows(run_blocks(block, n, _ROWS))

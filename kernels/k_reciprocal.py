@@ -19,7 +19,7 @@ columns and the half list as every published pseudo-label generator takes them (
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,17 @@ class SparseRows:
 
     def __len__(self) -> int:
         return len(self.starts) - 1
+
+
+def join_rows(parts: Sequence[SparseRows]) -> SparseRows:
+    """Blocks of consecutive rows as one."""
+    ends = np.cumsum([0, *(part.starts[-1] for part in parts)])
+    starts = [part.starts[1:] + end for part, end in zip(parts, ends, strict=False)]
+    return SparseRows(
+        np.concatenate([np.zeros(1, np.int64), *starts]),
+        np.concatenate([part.indices for part in parts]),
+        np.concatenate([part.values for part in parts]),
+    )
 
 
 def half_columns(k1: int) -> int:
@@ -185,14 +196,7 @@ def _rows_by_block(
         used = int(part.starts[-1])
         return SparseRows(part.starts, part.indices[:used].copy(), part.values[:used].copy())
 
-    parts = run_blocks(block, n, _ROWS)
-    ends = np.cumsum([0, *(part.starts[-1] for part in parts)])
-    starts = [part.starts[1:] + end for part, end in zip(parts, ends, strict=False)]
-    return SparseRows(
-        np.concatenate([np.zeros(1, np.int64), *starts]),
-        np.concatenate([part.indices for part in parts]),
-        np.concatenate([part.values for part in parts]),
-    )
+    return join_rows(run_blocks(block, n, _ROWS))
 
 
 def k_reciprocal(
