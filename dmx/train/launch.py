@@ -6,11 +6,16 @@ restarted worker goes on where the run stands, and nothing has to be reported or
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +27,14 @@ Launcher = Literal["ray", "torchrun", "inline"]
 LAUNCHERS: tuple[Launcher, ...] = ("ray", "torchrun", "inline")
 
 MAX_FAILURES = 3
+RAY_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray Train would print each line of a worker twice, and watch itself through a dashboard that is off.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+}
+FOLLOW_S = 0.2
 OBJECT_STORE_BYTES = 100_000_000  # Training passes nothing through it.
 
 
@@ -59,7 +72,7 @@ def _launch_torchrun(run: Path, workers: int, max_failures: int) -> None:
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
         *(f"--nproc-per-node={workers}", f"--max-restarts={max_failures}"),
-        *("-m", "dmx.train.worker", "--run", str(run)),
+        *("-m", "dmx.train.worker", str(run)),
     ]
     # torchrun would set one thread; the worker shares out the cores itself.
     environment = {"OMP_NUM_THREADS": str(max(1, _cores() // workers)), **os.environ}
@@ -69,8 +82,9 @@ def _launch_torchrun(run: Path, workers: int, max_failures: int) -> None:
 
 
 def _launch_ray(run: Path, workers: int, max_failures: int) -> None:
+    for name, value in RAY_SETTINGS.items():
+        os.environ.setdefault(name, value)
     try:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray
     except ImportError as error:
         raise DmxError("--launcher ray wants Ray: install dmx[cpu] or dmx[gpu], or use torchrun") from error
@@ -78,7 +92,7 @@ def _launch_ray(run: Path, workers: int, max_failures: int) -> None:
     joins_cluster = "RAY_ADDRESS" in os.environ
     cores = max(1, _cores() // workers)
     if joins_cluster:
-        ray.init()
+        ray.init(logging_level=logging.ERROR, log_to_driver=False)
     else:
         ray.init(
             address="local",
@@ -87,29 +101,37 @@ def _launch_ray(run: Path, workers: int, max_failures: int) -> None:
             object_store_memory=OBJECT_STORE_BYTES,
             _temp_dir=scratch,
             _node_ip_address="127.0.0.1",
+            logging_level=logging.ERROR,
+            log_to_driver=False,
         )
     try:
-        _fit(run, workers, cores, max_failures, str(run / "ray") if joins_cluster else scratch)
+        storage = run.absolute() / "ray" if joins_cluster else Path(scratch)
+        with _following(storage / "output") as output:
+            _fit(run, workers, cores, max_failures, storage, output)
     finally:
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _fit(run: Path, workers: int, cores: int, max_failures: int, storage: str) -> None:
+def _fit(run: Path, workers: int, cores: int, max_failures: int, storage: Path, output: Path) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     has_gpu = torch.cuda.is_available()
     trainer = TorchTrainer(
         _ray_worker,
-        train_loop_config={"run": str(run.absolute())},
+        train_loop_config={
+            "run": str(run.absolute()),
+            "output": str(output),
+            "is_terminal": sys.stderr.isatty(),
+        },
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=has_gpu,
             resources_per_worker={"CPU": cores} | ({"GPU": 1} if has_gpu else {}),
         ),
         run_config=RunConfig(
-            name=run.name, storage_path=storage, failure_config=FailureConfig(max_failures=max_failures)
+            name=run.name, storage_path=str(storage), failure_config=FailureConfig(max_failures=max_failures)
         ),
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if has_gpu else "gloo"),
     )
@@ -119,6 +141,18 @@ def _fit(run: Path, workers: int, cores: int, max_failures: int, storage: str) -
         raise DmxError(f"training failed: {error}") from error
 
 
+class _Output(io.TextIOWrapper):
+    """Where the first worker prints: a file that the launching process copies to its own terminal."""
+
+    def __init__(self, path: str, is_terminal: bool) -> None:
+        super().__init__(open(path, "ab"), encoding="utf-8", line_buffering=True)  # noqa: SIM115  # owned
+        self._is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        """Whether what is printed ends on a terminal."""
+        return self._is_terminal
+
+
 def _ray_worker(settings: dict[str, Any]) -> None:
     """What Ray runs in each worker."""
     from ray.train import get_context
@@ -126,7 +160,43 @@ def _ray_worker(settings: dict[str, Any]) -> None:
     from dmx.train.worker import train_worker
 
     context = get_context()
-    train_worker(settings["run"], local=(context.get_local_rank(), context.get_local_world_size()))
+    local = (context.get_local_rank(), context.get_local_world_size())
+    if context.get_world_rank() != 0:
+        train_worker(settings["run"], local=local)
+        return
+    with (
+        _Output(settings["output"], settings["is_terminal"]) as output,
+        redirect_stdout(output),
+        redirect_stderr(output),
+    ):
+        train_worker(settings["run"], local=local)
+
+
+@contextmanager
+def _following(output: Path) -> Iterator[Path]:
+    """Copy what is written to the file `output` to this process's stderr, as it comes."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_bytes(b"")
+    done = threading.Event()
+
+    def follow() -> None:
+        with open(output, encoding="utf-8", errors="replace", newline="") as file:
+            while True:
+                is_done = done.is_set()
+                sys.stderr.write(file.read())
+                sys.stderr.flush()
+                if is_done:
+                    return
+                done.wait(FOLLOW_S)
+
+    thread = threading.Thread(target=follow, name="follow-worker", daemon=True)
+    thread.start()
+    try:
+        yield output
+    finally:
+        done.set()
+        thread.join()
+        output.unlink(missing_ok=True)
 
 
 def _cores() -> int:

@@ -1,7 +1,7 @@
 """The training worker: a plain function that every process runs, however it was started.
 
-python -m dmx.train.worker --run RUN                                       one process
-torchrun --nproc-per-node 4 -m dmx.train.worker --run RUN                  four on this host
+One process:  python -m dmx.train.worker RUN
+Four on this host:  torchrun --nproc-per-node 4 -m dmx.train.worker RUN
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _write_result(trainer: Trainer, config: Config) -> None:
 def main() -> None:
     """Entry for torchrun and srun."""
     parser = argparse.ArgumentParser(description="Train the run in a folder that `dmx train` prepared.")
-    parser.add_argument("--run", required=True, help="run folder with config.yaml")
+    parser.add_argument("run", help="run folder with config.yaml")
     parser.add_argument("--timeout-s", type=float, default=DEFAULT_TIMEOUT_S, help="patience with the others")
     arguments = parser.parse_args()
     train_worker(arguments.run, timeout_s=arguments.timeout_s)
