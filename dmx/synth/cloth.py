@@ -18,6 +18,9 @@ from dmx.synth.wardrobe import Outfit
 # Strength of the highlight of each material, in the order of the material numbers.
 GLOSS = np.array([0.05, 0.3, 0.015, 0.015, 0.01, 0.12, 0.015, 0.1, 0.06, 0.015], np.float32)
 
+# Straps end at the hip, in metres of the trunk texture.
+LOWEST_STRAP_M = 0.3
+
 JEANS = ((0.13, 0.17, 0.30), (0.20, 0.27, 0.42), (0.07, 0.08, 0.10), (0.33, 0.40, 0.50))
 TIGHTS = ((0.06, 0.06, 0.07), (0.25, 0.20, 0.20), (0.50, 0.40, 0.33))
 
@@ -191,7 +194,8 @@ class Painter:
         lean = 2.3 if self.outfit.bag_left else -2.3
         behind = np.where(canvas.x > 0, 0.5 - canvas.x, -0.5 - canvas.x)
         slope = lean * np.where(np.abs(canvas.x) < 0.25, canvas.x, behind)
-        canvas.texture[np.abs(canvas.y - (self.collar - 0.2) + slope) < 0.035] = root(color)
+        strap = np.abs(canvas.y - (self.collar - 0.2) + slope) < 0.035
+        canvas.texture[strap & (canvas.y > LOWEST_STRAP_M)] = root(color)
 
 
 class Canvas:

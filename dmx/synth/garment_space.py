@@ -85,7 +85,8 @@ def measure(body: Body) -> GarmentSpace:
     bone = body.bone
     arm_weights = [_weight_of(body, ARM_BONES, side) for side in SIDES]
     leg_weights = [_weight_of(body, LEG_BONES, side) for side in SIDES]
-    arms = arm_weights[0] + arm_weights[1]
+    arm_share = np.stack([_smooth(body, weight) for weight in arm_weights])
+    arms = arm_share.sum(axis=0)
     shoulder_z = joints[bone["upperarm01.L"], 2]
     height = template[:, 2] * (1 - arms) + shoulder_z * arms
     hip_z = float(joints[bone["upperleg01.L"], 2])
@@ -99,7 +100,7 @@ def measure(body: Body) -> GarmentSpace:
     return GarmentSpace(
         template=template,
         joints=joints,
-        arm_share=np.stack([_smooth(body, weight) for weight in arm_weights]),
+        arm_share=arm_share,
         arm=_arm_coordinate(body, joints, arm_weights),
         height=height.astype(np.float32),
         leg=((hip_z - height) / (hip_z - ankle_z)).astype(np.float32),

@@ -23,6 +23,11 @@ MATERIALS = 10
 
 # Metres of cloth over which the arm's share of the skinning weight goes from none to all.
 SEAM_SLOPE_M = 0.3
+FLAT_HAIR_M = 0.005
+NECK_HALF_WIDTH_M = 0.085
+
+# Skin reaches this far under a garment's edge; farther in, it could only show through where joints bend.
+SKIN_UNDER_HEM_M = 0.015
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,8 @@ def cut(space: GarmentSpace, body: Body, outfit: Outfit) -> Hems:
         [
             space.height - (space.hip_z + outfit.hem_above_hip_m),
             (outfit.sleeve - space.arm) * 0.5,
-            collar - space.height,
+            # A low collar bares the neck, not the shoulders.
+            np.maximum(collar - space.height, np.abs(space.template[:, 0]) - NECK_HALF_WIDTH_M),
         ]
     )
     waist = space.hip_z + outfit.waist_above_hip_m - space.height
@@ -113,10 +119,13 @@ def clothes(body: Body, space: GarmentSpace, outfit: Outfit, hems: Hems, normals
         offset = normals * (ease + flare * np.clip(space.leg / 0.9, 0, 1))[:, None]
         layers.append(_layer(parts.TIGHTS, offset, hems.lower, faces, legs_texture, LEGS))
     layers += _top(body, space, outfit, hems, normals)
-    sole = np.where(space.template[:, 2] < space.ankle_z + 0.06, 0.006, 0.003)
+    # Boots lie between tights and trousers.
+    sole = np.where(space.template[:, 2] < space.ankle_z + 0.06, 0.006, 0.0045)
     layers.append(_layer(parts.TIGHTS, normals * sole[:, None], hems.shoes, faces, legs_texture, SHOE))
-    if outfit.below_hip:
-        layers.append(_hanging(body, space, outfit, normals))
+    if outfit.lower in ("skirt", "dress"):
+        layers.append(_skirt(body, space, outfit, normals))
+    if outfit.coat:
+        layers.append(_tails(body, space, outfit, normals))
     return layers
 
 
@@ -134,34 +143,42 @@ def _top(body: Body, space: GarmentSpace, outfit: Outfit, hems: Hems, normals: F
     return layers
 
 
-def _hanging(body: Body, space: GarmentSpace, outfit: Outfit, normals: Floats) -> Layer:
-    """A skirt, the lower part of a dress, or coat tails with their slit in front."""
-    faces = body.faces_of(parts.GROUP_SKIRT)
-    belongs_to_top = outfit.coat or outfit.lower == "dress"
-    length = outfit.coat_length if outfit.coat else outfit.skirt_length
-    keep = np.minimum(
-        length - space.leg, space.hip_z + outfit.waist_above_hip_m + 0.02 - space.template[:, 2]
-    )
-    if outfit.coat:
-        keep = np.minimum(keep, np.abs(space.azimuth) - 0.05)
-    # A skirt has a texture of its own that starts at the waist; tails continue the texture of the top.
-    shift = TRUNK_TEXTURE_SHIFT_M * (1 if belongs_to_top else 2)
+def _around_trunk(space: GarmentSpace, faces: Ints, height: Floats) -> Floats:
+    """Texture coordinates (F, 3, 2) around the trunk, `height` (F, 3) upwards."""
     around = unwrap(space.azimuth[faces]) / (2 * np.pi) + 0.5
-    texture = np.stack([around, space.template[faces][..., 2] + shift], axis=-1)
-    ease = outfit.top_ease_m if belongs_to_top else 0.006
-    material = TOP if belongs_to_top else SKIRT
-    return _layer(parts.SKIRT, normals * ease, keep, faces, texture, material)
+    return np.asarray(np.stack([around, height], axis=-1), np.float32)
+
+
+def _skirt(body: Body, space: GarmentSpace, outfit: Outfit, normals: Floats) -> Layer:
+    """A skirt with cloth of its own, or the lower part of a dress."""
+    faces = body.faces_of(parts.GROUP_SKIRT)
+    height = space.template[faces][..., 2] + TRUNK_TEXTURE_SHIFT_M
+    waist = space.hip_z + outfit.waist_above_hip_m + 0.02 - space.template[:, 2]
+    keep = np.minimum(outfit.skirt_length - space.leg, waist)
+    if outfit.lower == "dress":
+        texture = _around_trunk(space, faces, np.abs(height))
+        return _layer(parts.SKIRT, normals * outfit.top_ease_m, keep, faces, texture, TOP)
+    texture = _around_trunk(space, faces, height + TRUNK_TEXTURE_SHIFT_M)
+    return _layer(parts.SKIRT, normals * 0.006, keep, faces, texture, SKIRT)
+
+
+def _tails(body: Body, space: GarmentSpace, outfit: Outfit, normals: Floats) -> Layer:
+    """The part of a coat below the hip, slit in front; the trunk's texture goes on, mirrored at its end."""
+    faces = body.faces_of(parts.GROUP_SKIRT)
+    waist = space.hip_z + outfit.waist_above_hip_m + 0.02 - space.template[:, 2]
+    keep = np.minimum.reduce([outfit.coat_length - space.leg, waist, np.abs(space.azimuth) - 0.05])
+    height = np.abs(space.template[faces][..., 2] + TRUNK_TEXTURE_SHIFT_M)
+    texture = _around_trunk(space, faces, height)
+    return _layer(parts.SKIRT, normals * outfit.top_ease_m, keep, faces, texture, TOP)
 
 
 def skin(body: Body, space: GarmentSpace, outfit: Outfit, hems: Hems) -> list[Layer]:
     """The body without what lies well under cloth, and the eyes."""
-    covered = np.maximum(hems.top, hems.shoes)
-    if outfit.lower != "skirt":
-        covered = np.maximum(covered, hems.lower)
-    keep = np.where(covered > 0.03, -1.0, 1.0)
+    covered = np.maximum.reduce([hems.top, hems.lower, hems.shoes])
+    keep = SKIN_UNDER_HEM_M - covered
     if outfit.lower in ("skirt", "dress"):
-        keep[(space.leg > -0.2) & (space.leg < outfit.skirt_length - 0.12)] = -1.0
-    keep[space.arm > 0.9] = 1.0  # hands are bare even when the sleeve reaches the wrist
+        under_skirt = np.minimum(space.leg + 0.2, outfit.skirt_length - 0.12 - space.leg)
+        keep = np.minimum(keep, -under_skirt)
     still = np.zeros_like(space.template)
     of_eyes = np.isin(body.face_group, (parts.GROUP_LEFT_EYE, parts.GROUP_RIGHT_EYE))
     of_skin = body.face_group == parts.GROUP_SKIN
@@ -178,8 +195,11 @@ def head_cover(
 ) -> list[Layer]:
     """Hair on the scalp or a hat, and long hair or a headscarf."""
     layers = []
+    hat = outfit.headwear in ("cap", "beanie")
     if outfit.headwear != "none" or outfit.hair != "bald":
-        layers.append(_scalp(body, space, outfit, normals, rng))
+        layers.append(_scalp(body, space, outfit, normals, rng, hat=hat))
+    if hat and outfit.hair != "bald":
+        layers.append(_scalp(body, space, outfit, normals, rng, hat=False))
     if outfit.hair_extra == "long" or outfit.headwear == "scarf":
         layers.append(_long_hair(body, space, outfit, normals, rng))
     return layers
@@ -195,16 +215,16 @@ def _hair_texture(space: GarmentSpace, faces: Ints) -> Floats:
 
 
 def _scalp(
-    body: Body, space: GarmentSpace, outfit: Outfit, normals: Floats, rng: np.random.Generator
+    body: Body, space: GarmentSpace, outfit: Outfit, normals: Floats, rng: np.random.Generator, *, hat: bool
 ) -> Layer:
+    """A hat, or the hair on the scalp, which lies flat under headwear."""
     template = space.template
-    hat = outfit.headwear in ("cap", "beanie")
     # The hair line: how far below the crown hair begins, from the forehead (0 degrees) to the nape (180).
     angle = np.degrees(np.abs(np.arctan2(template[:, 0], -(template[:, 1] - (space.face_y + 0.105)))))
     forehead = rng.normal(0, 0.008)
     depth = [0.045 + forehead, 0.04 + forehead, 0.05 + forehead / 2, 0.1, 0.125, 0.1, 0.15, 0.19, 0.2]
     if outfit.hair_extra == "long":  # skin must not show between the strands
-        depth[4:] = [0.2] * 5
+        depth[3:] = [0.25] * 6
     line = space.crown_z - np.interp(angle, [0, 30, 52, 72, 84, 96, 112, 140, 180], depth)
     line += 0.006 * np.sin(template[:, 0] * 90 + rng.uniform(-3, 3)) * (angle < 70)
     if hat:
@@ -215,14 +235,17 @@ def _scalp(
         keep[ears] = -1.0
     on_skin = np.arange(len(template)) < parts.SKIN.stop
     chosen = np.nonzero(on_skin & (keep > -0.03) & (template[:, 2] > space.neck_z))[0]
-    thickness = rng.uniform(0.014, 0.022) if outfit.headwear != "none" else _hair_thickness(outfit, rng)
+    if hat or outfit.headwear == "scarf":
+        thickness = rng.uniform(0.014, 0.022)
+    else:
+        thickness = FLAT_HAIR_M if outfit.headwear != "none" else _hair_thickness(outfit, rng)
     even = outfit.headwear != "none" or outfit.hair == "afro"
     fullness = (
         np.ones(len(template)) if even else np.clip((template[:, 2] - space.crown_z + 0.13) / 0.1, 0.35, 1)
     )
     offset = normals * (thickness * fullness * np.clip(keep / 0.045 + 0.12, 0.1, 1))[:, None]
     faces = body.faces_of(parts.GROUP_SKIN)
-    material = HEADWEAR if outfit.headwear != "none" else HAIR
+    material = HEADWEAR if hat or outfit.headwear == "scarf" else HAIR
     return _layer(chosen, offset, keep, faces, _hair_texture(space, faces), material)
 
 

@@ -44,11 +44,6 @@ class Outfit:
     bag_size: float
     bag_left: bool
 
-    @property
-    def below_hip(self) -> bool:
-        """Whether a skirt, a dress or coat tails hang below the hip."""
-        return self.coat or self.lower in ("skirt", "dress")
-
 
 def draw_phenotype(rng: np.random.Generator) -> Phenotype:
     """A body shape: adults of all builds, now and then a teenager."""
@@ -76,6 +71,8 @@ def draw_outfit(rng: np.random.Generator, wardrobe: Wardrobe, phenotype: Phenoty
     chance = rng.random
     coat = chance() < wardrobe.coats
     lower = _draw_lower(rng, wardrobe, female)
+    if coat and lower == "dress":
+        lower = "skirt"  # a dress has the cloth of the top, and that is the coat's here
     tucked = chance() < 0.2
     waist = rng.uniform(0.06, 0.12)
     headwear = _draw_headwear(rng, wardrobe, female)
