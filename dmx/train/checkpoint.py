@@ -101,7 +101,8 @@ def write_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     name = _unused_name(run, progress.global_step)
     temporary = folder / f".{name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left in folder.glob(".step-*.tmp"):  # by a crash
+        shutil.rmtree(left)
     temporary.mkdir()
     for part, content in tensors.items():
         if content:

@@ -1,0 +1,66 @@
+"""The logs of a run: complete, and never with a step twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from dmx.config import Config, differences, from_tree, read_yaml
+from dmx.train.runlog import CONFIG, EPOCHS, STEPS, VERSIONS, RunLog, describe_run, read_lines
+
+
+def _write(run: Path, steps: range, epochs: range) -> None:
+    log = RunLog(run, global_step=steps.start, epoch=epochs.start, tensorboard=False)
+    for step in steps:
+        log.step({"global_step": step, "loss": step / 7})
+    for epoch in epochs:
+        log.epoch({"epoch": epoch}, global_step=steps.stop)
+    log.close()
+
+
+def test_resume_drops_later_lines_and_goes_on(tmp_path: Path) -> None:
+    """What was logged after the checkpoint is logged anew, once."""
+    _write(tmp_path, range(10), range(2))
+    _write(tmp_path, range(6, 12), range(1, 3))
+    assert [line["global_step"] for line in read_lines(tmp_path / STEPS)] == list(range(12))
+    assert [line["epoch"] for line in read_lines(tmp_path / EPOCHS)] == [0, 1, 2]
+
+
+def test_a_line_cut_off_by_a_crash_is_dropped(tmp_path: Path) -> None:
+    """Half a line must not join the next one."""
+    _write(tmp_path, range(3), range(0))
+    with open(tmp_path / STEPS, "a", encoding="utf-8") as file:
+        file.write('{"global_step": 3, "lo')
+    _write(tmp_path, range(3, 5), range(0))
+    assert [line["global_step"] for line in read_lines(tmp_path / STEPS)] == list(range(5))
+
+
+def test_every_line_is_on_the_disk_at_once(tmp_path: Path) -> None:
+    """A killed run keeps what it logged."""
+    log = RunLog(tmp_path, global_step=0, epoch=0, tensorboard=False)
+    log.step({"global_step": 0})
+    assert len(read_lines(tmp_path / STEPS)) == 1
+    log.close()
+
+
+def test_tensorboard_gets_steps_and_nested_results(tmp_path: Path) -> None:
+    """Losses by step, and results by test set."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = RunLog(tmp_path, global_step=0, epoch=0)
+    log.step({"global_step": 4, "epoch": 0, "loss": 2.5})
+    log.epoch({"epoch": 0, "tests": {"unseen": {"map": 0.25}}, "stage": "one"}, global_step=5)
+    log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert events.Tags()["scalars"] == ["train/loss", "epoch/tests/unseen/map"]
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(4, 2.5)]
+
+
+def test_configuration_and_versions_are_saved(tmp_path: Path) -> None:
+    """The saved configuration reads back as it was."""
+    config = from_tree(("test", {"seed": 5, "data": {"tests": ["a", "b"]}}))
+    describe_run(tmp_path / "run", config)
+    saved = from_tree(("saved", read_yaml(tmp_path / "run" / CONFIG)))
+    assert saved == config
+    assert json.loads((tmp_path / "run" / VERSIONS).read_text())["torch"]
+    assert differences(Config(), saved) == {"seed": (0, 5), "data.tests": ([], ["a", "b"])}
