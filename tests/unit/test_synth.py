@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from dmx.commands import synth as command
 from dmx.errors import DmxError
@@ -135,6 +136,21 @@ def test_person_fills_the_crop(renderers: dict[str, Renderer], style: str) -> No
     assert min(shares) > 0.15
     assert max(shares) < 0.6
     assert abs(np.mean(middles) - (HEIGHT // 2 - 1) / 2) < 2.5
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_people_are_in_one_piece(style: str) -> None:
+    renderer = Renderer(style, 128)
+    for identity in range(16):
+        rng = stream("view", 0, renderer.style.number, identity, identity % 2, 0)
+        body = renderer.expose(identity, identity % 2, rng).coverage > 0.5
+        pieces, _ = ndimage.label(body)
+        largest = np.bincount(pieces.ravel())[1:].max()
+        # A bag that dangles from a hand may stand apart.
+        least = 0.85 if renderer._identity(identity).outfit.bag == "hand" else 0.97
+        assert largest > least * body.sum(), (style, identity)
+        holes = ndimage.binary_fill_holes(body).sum() - body.sum()
+        assert holes < 0.12 * body.sum(), (style, identity)
 
 
 @pytest.mark.parametrize("style", STYLES)
