@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from dmx.kernels.blocks import run_blocks
 
-_TILE = 2048  # rows and columns of a tile: 16 MB in float32, large enough for the product to run at full rate
+_TILE = 1024  # rows and columns of a tile: 4 MB in float32, large enough for the product to run at full rate
 _CHUNK = 16  # scores tested at once: a chunk without a hit costs a few vector instructions
 _NARROW = 128  # below this width a product costs nothing, and float32 needs far fewer candidates
 
@@ -209,8 +209,8 @@ def product_dtype(width: int) -> torch.dtype:
 
 
 def _mean(features: NDArray[Any], squares: NDArray[np.float64]) -> NDArray[np.float64]:
-    # Any vector near the mean serves, so a few thousand rows are enough.
-    step = -(-len(features) // _TILE)
+    # Any vector near the mean serves, so a few hundred rows are enough.
+    step = -(-len(features) // 512)
     rows = features[::step].astype(np.float64)
     return np.asarray(1 / np.sqrt(squares[::step]) @ rows / len(rows))
 

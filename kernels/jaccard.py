@@ -9,10 +9,10 @@ construction (duplicates, equal rows, d = 0.6 itself) falls on the same side wha
 
 Method: an inverted index over the heads of the rows. Order the columns by how many rows hold them, rare
 first, and cut every row into a head and a tail of mass t(i) < 0.6 m_min, where m_min = 2 (1 - D) / (2 - D)
-is the m of D = max_distance. Take the row of a pair whose head ends first in this order: what the two share is in
-both heads, or in the tail of that row. So m(i, j) <= (m over the heads) + max(t(i), t(j)), and only pairs for
-which this reaches m_min are summed over their whole rows. Heads are rare columns, so the join is 2 to 3 times
-smaller than over all entries (simulated on 8 k), and chance overlaps hardly ever reach 0.4 m_min.
+is the m of D = max_distance. Take the row of a pair whose head ends first in this order: what the two share
+is in both heads, or in the tail of that row. So m(i, j) <= (m over the heads) + max(t(i), t(j)), and only
+pairs for which this reaches m_min are summed over their whole rows. Heads are rare columns, so the join is
+2 to 3 times smaller than over all entries (simulated on 8 k), and chance overlaps hardly reach 0.4 m_min.
 
 Shapes: V (N, N) CSR; pairs as CSR rows holding only columns j > i, ascending. d float64.
 Error: |d - exact| <= 5e-13 (the rounding) + 1e-15. Memory: O(entries + pairs).
