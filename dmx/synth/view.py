@@ -36,9 +36,10 @@ class Obstacle:
     """What stands in the way.
 
     Attributes:
-        kind: `person` (passer-by `number`, standing `depth_m` farther away, `side` crop widths beside),
-            `pole` (from `side` of the width, `size` of it wide) or `box` (the lower rows from `size` on).
-        shade: linear RGB factor of its colour.
+        kind: a `person` is passer-by `number` in their own stance and heading (radians), `depth_m` farther
+            away than the subject and `side` crop widths beside the crop's middle; a `pole` begins at `side`
+            of the crop's width and is `size` of it wide; a `box` covers the rows below `size` of the height.
+        hue, saturation, value: the colour of a pole or box.
     """
 
     kind: ObstacleKind
@@ -55,7 +56,17 @@ class Obstacle:
 
 @dataclass(frozen=True)
 class View:
-    """One image's chances: see the fields' own types; angles in radians, places in metres."""
+    """One image's chances.
+
+    Attributes:
+        stance, heading: of the subject; a heading is a turn about the vertical in radians.
+        place_m: where the subject stands.
+        plate: number of the background.
+        framing: the crop.
+        light_turn: turn of the key light about the vertical in radians, as time passes.
+        brightness: factor on all light; key_share: factor on the key light alone.
+        obstacle: what stands in the way.
+    """
 
     stance: Stance
     heading: float
