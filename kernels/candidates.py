@@ -42,10 +42,15 @@ _NARROW = 128  # below this width a product costs nothing, and float32 needs far
 
 @dataclass(frozen=True)
 class Candidates:
-    """`ids[i, :counts[i]]` holds every true neighbour of row i; counts[i] = -1 where they did not fit."""
+    """`ids[i, :counts[i]]` holds every true neighbour of row i; counts[i] = -1 where they did not fit.
+
+    The likeliest k come first, so that most of the others are ruled out by `at_most`: their similarity is no
+    more than that.
+    """
 
     ids: NDArray[np.int32]
     counts: NDArray[np.int32]
+    at_most: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class _Rows:
 
     low: torch.Tensor  # (N, D), bfloat16 or float32
     offset: NDArray[np.float32]  # (N,), a_j
+    along_mean: NDArray[np.float64]  # (N,), <m, x_j / |x_j|>, which is a_j before its mean is taken off
     error: NDArray[np.float64]  # (N,), e_i
     length: NDArray[np.float64]  # (N,), |u_i|
 
@@ -169,11 +175,25 @@ def _scan_columns(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _finish(k, keys, ids, counts, threshold, base, rounding, begin, end):  # type: ignore[no-untyped-def]
+def _finish(k, keys, ids, counts, threshold, base, rounding, constant, begin, end):  # type: ignore[no-untyped-def]
+    """Drops what the final thresholds rule out, moves the k best to the front, turns keys into `at_most`."""
     work = np.empty(keys.shape[1], np.float32)
     for i in range(begin, end):
-        if counts[i] >= 0:
-            _compact(i, k, keys, ids, counts, threshold, base, rounding, work)
+        if counts[i] < k:
+            continue
+        _compact(i, k, keys, ids, counts, threshold, base, rounding, work)
+        if counts[i] < 0:
+            continue
+        limit, front = _kth_largest(keys[i], work, counts[i], k), 0
+        for t in range(counts[i]):
+            key, j = keys[i, t], ids[i, t]
+            # The key in float64 is exact; 2^-22 covers rounding a sum near 1 to float32.
+            bound = key + base[i] + rounding * abs(key) + constant[i] + 2.0**-22
+            place = t
+            if key >= limit:
+                keys[i, t], ids[i, t] = keys[i, front], ids[i, front]
+                place, front = front, front + 1
+            keys[i, place], ids[i, place] = bound, j
 
 
 # Sums may be reordered to be vectorised: their rounding is part of the bound.
@@ -231,8 +251,8 @@ def _prepare(
 
     run_blocks(block, n, _TILE // 16)
     # The 1e-3 and 1e-15 cover the rounding of these norms and of the centred rows themselves.
-    offset -= offset.mean()
-    return _Rows(low, offset.astype(np.float32), error * 1.001 + 1e-15, length * 1.001 + 1e-15)
+    centred = (offset - offset.mean()).astype(np.float32)
+    return _Rows(low, centred, offset, error * 1.001 + 1e-15, length * 1.001 + 1e-15)
 
 
 def _bound(rows: _Rows, others: _Rows, rounding: float) -> NDArray[np.float64]:
@@ -250,6 +270,11 @@ def _product(a: torch.Tensor, b: torch.Tensor) -> NDArray[np.float32]:
         return np.asarray((a @ b.T).float().numpy())
     # NumPy's float32 product, since torch may be told to round float32 factors to less.
     return np.asarray(a.numpy() @ b.numpy().T)
+
+
+def _constant(rows: _Rows, others: _Rows, mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """s(i, j) - key(i, j), which depends on i alone."""
+    return np.asarray(rows.along_mean + others.along_mean.mean() - mean @ mean)
 
 
 class _Buffers:
@@ -274,13 +299,13 @@ class _Buffers:
             tile.shape[0 if by_row else 1], _TILE // 8,
         )  # fmt: skip
 
-    def finish(self) -> Candidates:
+    def finish(self, constant: NDArray[np.float64]) -> Candidates:
         run_blocks(
             lambda a, b: _finish(self.k, self.keys, self.ids, self.counts, self.threshold, self.base,
-                                 self.rounding, a, b),
+                                 self.rounding, constant, a, b),
             len(self.counts), _TILE,
         )  # fmt: skip
-        return Candidates(self.ids, self.counts)
+        return Candidates(self.ids, self.counts, self.keys)
 
 
 def _rounding(dtype: torch.dtype) -> float:
@@ -290,7 +315,8 @@ def _rounding(dtype: torch.dtype) -> float:
 def self_candidates(features: NDArray[Any], squares: NDArray[np.float64], k: int) -> Candidates:
     """Candidates for the k nearest rows of every row, itself included, on the CPU."""
     dtype = product_dtype(features.shape[1])
-    rows = _prepare(features, squares, _mean(features, squares), dtype)
+    mean = _mean(features, squares)
+    rows = _prepare(features, squares, mean, dtype)
     buffers = _Buffers(len(features), k, _bound(rows, rows, _rounding(dtype)), _rounding(dtype))
     for i in range(0, len(features), _TILE):
         for j in range(i, len(features), _TILE):
@@ -298,7 +324,7 @@ def self_candidates(features: NDArray[Any], squares: NDArray[np.float64], k: int
             buffers.scan(tile, True, i, j, rows.offset)
             if j > i:
                 buffers.scan(tile, False, i, j, rows.offset)
-    return buffers.finish()
+    return buffers.finish(_constant(rows, rows, mean))
 
 
 def query_candidates(
@@ -315,7 +341,7 @@ def query_candidates(
         for j in range(0, len(features), _TILE):
             tile = _product(rows.low[i : i + _TILE], others.low[j : j + _TILE])
             buffers.scan(tile, True, i, j, others.offset)
-    return buffers.finish()
+    return buffers.finish(_constant(rows, others, mean))
 
 
 def cuda_candidates(
@@ -334,7 +360,9 @@ def cuda_candidates(
     kept = min(max(8 * k, 128), len(features))
     right, offset = others.low.cuda().float(), torch.from_numpy(others.offset).cuda()
     ids = np.empty((len(queries), kept), np.int32)
+    at_most = np.empty((len(queries), kept), np.float32)
     counts = np.empty(len(queries), np.int32)
+    constant = base + _constant(rows, others, mean) + 2.0**-22
     step = max(1, 2**28 // (4 * len(features)))
     for i in range(0, len(queries), step):
         keys = rows.low[i : i + step].cuda().float() @ right.T
@@ -346,4 +374,5 @@ def cuda_candidates(
         within = (value >= limit[:, None]).sum(1)
         counts[i : i + step] = np.where((within == kept) & (kept < len(features)), -1, within)
         ids[i : i + step] = top.indices.cpu().numpy()
-    return Candidates(ids, counts)
+        at_most[i : i + step] = value + 2.0**-24 * np.abs(value) + constant[i : i + step, None]
+    return Candidates(ids, counts, at_most)

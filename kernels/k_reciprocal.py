@@ -10,7 +10,7 @@ Legend: knn(i), the k1 nearest rows of i, itself first; h = round_half_even(k1 /
 
 2 - 2 s is the squared Euclidean distance of unit rows. The comparison with 2/3 is made in integers.
 
-Shapes: neighbours (N, K), K = min(k1, N); V is a CSR matrix (N, N) float64 with ascending columns; a row sums
+Shapes: neighbours (N, K), K = min(k1, N); V is a CSR matrix (N, N) float64, columns in any order; a row sums
 to 1 and holds at most K (1 + h) entries before expansion, k2 times as many after (39 to 134 seen).
 Error: a few units of 2^-53 relative to the formula. Memory: O(N k2 K).
 Source: Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017, eq. 3 to 7;
@@ -36,7 +36,7 @@ _ROWS = 1024
 
 @dataclass(frozen=True)
 class SparseRows:
-    """CSR rows: columns `indices[starts[i]:starts[i + 1]]`, ascending, with their `values`."""
+    """CSR rows: columns `indices[starts[i]:starts[i + 1]]`, each once, with their `values`."""
 
     starts: NDArray[np.int64]
     indices: NDArray[np.int32]
@@ -176,7 +176,6 @@ def _average(neighbours, k2, row_starts, row_indices, row_values, total, starts,
                     indices[used + size] = e
                     size += 1
                 total[e] += row_values[t]
-        indices[used : used + size].sort()
         for t in range(used, used + size):
             values[t] = total[indices[t]] / k2
             total[indices[t]] = 0.0

@@ -82,7 +82,9 @@ def insert(value, index, values, indices, count, k):  # type: ignore[no-untyped-
 
 
 @njit(cache=True, nogil=True)
-def _rescore(queries, query_squares, features, squares, candidates, counts, own, indices, values, begin, end):  # type: ignore[no-untyped-def]
+def _rescore(
+    queries, query_squares, features, squares, candidates, counts, at_most, own, indices, values, begin, end
+):  # type: ignore[no-untyped-def]
     """Neighbours from candidates. `own`: the queries are the features, and each leads its own list."""
     n, k = features.shape[0], indices.shape[1]
     for i in range(begin, end):
@@ -94,6 +96,8 @@ def _rescore(queries, query_squares, features, squares, candidates, counts, own,
         for t in range(n if counts[i] < 0 else counts[i]):
             j = t if counts[i] < 0 else candidates[i, t]
             if own and j == i:
+                continue
+            if counts[i] >= 0 and count == k - lead and at_most[i, t] < values[i, k - 1]:
                 continue
             s = cosine(queries[i], features[j], query_squares[i], squares[j])
             count = insert(s, j, values[i, lead:], indices[i, lead:], count, k - lead)
@@ -147,6 +151,7 @@ def _again_in_float32(
     found = query_candidates(queries[rows], query_squares[rows], features, squares, k, torch.float32)
     candidates.counts[rows] = found.counts
     candidates.ids[rows] = found.ids
+    candidates.at_most[rows] = found.at_most
 
 
 def _rescored(
@@ -156,7 +161,7 @@ def _rescored(
     out = Neighbours(np.empty((len(queries), k), np.int32), np.empty((len(queries), k), np.float64))
     run_blocks(
         lambda a, b: _rescore(queries, query_squares, features, squares, candidates.ids, candidates.counts,
-                              own, out.indices, out.similarities, a, b),
+                              candidates.at_most, own, out.indices, out.similarities, a, b),
         len(queries), _ROWS,
     )  # fmt: skip
     return out

@@ -77,6 +77,11 @@ def test_candidates_hold_all_neighbours_and_few_others() -> None:
     assert (found.counts > 0).all()
     assert all(set(want[i]) <= set(found.ids[i, : found.counts[i]]) for i in range(len(x)))
     assert found.counts.mean() < 100
+    s = similarity_reference(x, x)
+    for i in range(len(x)):
+        held = slice(0, found.counts[i])
+        assert (s[i, found.ids[i, held]] <= found.at_most[i, held]).all()
+        assert set(found.ids[i, :30]) & set(want[i])  # the likeliest lead
 
 
 def test_equal_rows_are_found() -> None:
