@@ -23,7 +23,9 @@ LAUNCHERS = ("ray", "torchrun", "inline")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("--run", required=True, help="run folder; made if it does not exist")
+    parser.add_argument(
+        "--run", dest="folder", required=True, metavar="RUN", help="run folder; made if it does not exist"
+    )
     parser.add_argument("--recipe", help="recipe that comes with DMX, or a YAML file of differences")
     parser.add_argument("--source", help="labelled data set (data.source)")
     parser.add_argument("--target", help="unlabelled data set (data.target); none trains on the source alone")
@@ -46,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from dmx.train.runlog import describe_run
     from dmx.train.worker import RESULT
 
-    folder = Path(args.run)
+    folder = Path(args.folder)
     config = _resolve(args, folder)
     if (folder / RESULT).exists():
         print(f"{folder} is finished; choose another --run to train again")

@@ -97,11 +97,13 @@ def _join(environment: Mapping[str, str], timeout: datetime.timedelta) -> None:
 def use_cores(world: World) -> int:
     """Share this host's cores among its processes; returns the threads of this one.
 
-    OMP_NUM_THREADS has the last word where it is set.
+    OMP_NUM_THREADS has the last word where it is set. To be called again after whatever runs Numba code in
+    parallel: its pool changes the number for the whole process, and with it the rounding of sums.
     """
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_size))
-    return torch.get_num_threads()
+    share = len(os.sched_getaffinity(0)) // world.local_size
+    threads = max(1, int(os.environ.get("OMP_NUM_THREADS", share)))
+    torch.set_num_threads(threads)
+    return threads
 
 
 def meet(world: World, place: str) -> None:

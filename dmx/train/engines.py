@@ -78,6 +78,13 @@ def import_deepspeed() -> Any:
     return deepspeed
 
 
+def forget_process_group() -> None:
+    """Make DeepSpeed forget the process group, which is about to end, so that another run can follow."""
+    deepspeed = import_deepspeed()
+    deepspeed.utils.groups._release_process_group_references(group=None)
+    deepspeed.comm.comm.cdb = None
+
+
 def _deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": 1,

@@ -28,7 +28,7 @@ from dmx.evaluation import Embedded
 from dmx.evaluation import evaluate as evaluate_retrieval
 from dmx.progress import progress_bar
 from dmx.train.checkpoint import BEST, latest, point
-from dmx.train.distributed import collect, meet, share, share_tensor
+from dmx.train.distributed import collect, meet, share, share_tensor, use_cores
 from dmx.train.purity import cluster_report
 from dmx.train.schedule import begins_anew, learning_rate, trains_discriminator, uses_target
 from dmx.train.schedule import stage as stage_of
@@ -85,6 +85,7 @@ def pseudo_label(trainer: Trainer, epoch: int, features: Features | None) -> Epo
 def train(trainer: Trainer, epoch: int, labels: EpochLabels | None) -> None:
     """The epoch's remaining steps, with a checkpoint now and then."""
     config, players, world = trainer.config, trainer.players, trainer.world
+    use_cores(world)
     stage = stage_of(config, epoch, 0 if labels is None else labels.identities)
     lr = learning_rate(config, epoch)
     for player in (players.generator, players.discriminator, players.classifier):
@@ -131,6 +132,7 @@ def evaluate(trainer: Trainer, epoch: int) -> None:
 def _embed_split(trainer: Trainer, split: Split, label: str) -> Features:
     """Embeddings of a split, an equal share of it by each process."""
     config, world = trainer.config, trainer.world
+    use_cores(world)
     model = trainer.inference_model()
     bounds = [len(split) * rank // world.size for rank in range(world.size + 1)]
     counts = [stop - start for start, stop in itertools.pairwise(bounds)]

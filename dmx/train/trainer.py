@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,16 @@ class Trainer:
     progress: Progress
     log: RunLog | None
     saved_labels: EpochLabels | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close the logs and take the engines off the modules."""
+        if self.log is not None:
+            self.log.close()
+        self.players.generator.close()
+        self.players.discriminator.close()
 
     @property
     def width(self) -> int:

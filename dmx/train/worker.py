@@ -16,6 +16,7 @@ from dmx.progress import silence
 from dmx.train import loop
 from dmx.train.checkpoint import latest, read_checkpoint
 from dmx.train.distributed import DEFAULT_TIMEOUT_S, share, use_cores, world
+from dmx.train.engines import forget_process_group
 from dmx.train.runlog import CONFIG
 from dmx.train.trainer import Trainer, build_trainer
 
@@ -41,16 +42,14 @@ def train_worker(
             silence()
         # The first process decides where to go on, or a checkpoint written meanwhile would part the others.
         found = share(place, str(latest(folder) or ""))
-        trainer = build_trainer(config, folder, place, read_checkpoint(Path(found)) if found else None)
         try:
-            loop.run_epochs(trainer)
+            trainer = build_trainer(config, folder, place, read_checkpoint(Path(found)) if found else None)
+            with trainer:
+                loop.run_epochs(trainer)
+            if place.leads:
+                _write_result(trainer, config)
         finally:
-            if trainer.log is not None:
-                trainer.log.close()
-        if place.leads:
-            _write_result(trainer, config)
-        trainer.players.generator.close()
-        trainer.players.discriminator.close()
+            forget_process_group()
 
 
 def _write_result(trainer: Trainer, config: Config) -> None:

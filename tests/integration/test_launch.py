@@ -1,0 +1,144 @@
+"""Every launcher trains the same run, and Ray starts a killed worker again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from dmx.commands import train
+from dmx.config import from_tree
+from dmx.errors import DmxError
+from dmx.train.checkpoint import latest
+from dmx.train.runlog import STEPS, describe_run, read_lines
+from dmx.train.worker import RESULT, train_worker
+
+EPOCHS, STEPS_PER_EPOCH = 2, 12
+KILL_AT = STEPS_PER_EPOCH + 4
+
+
+@pytest.fixture
+def recipe(tiny_settings: dict[str, Any], tmp_path: Path) -> Path:
+    """A recipe of two epochs, without data sets."""
+    tree = {name: dict(section) for name, section in tiny_settings.items() if name != "data"}
+    tree["data"] = {"height": tiny_settings["data"]["height"], "width": tiny_settings["data"]["width"]}
+    tree["schedule"] |= {"epochs": EPOCHS, "stage_two_epoch": 1}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def _arguments(recipe: Path, run: Path, settings: dict[str, Any], *more: str) -> list[str]:
+    data = settings["data"]
+    places = ["--source", data["source"], "--target", data["target"], "--test", data["tests"][0]]
+    return ["--recipe", str(recipe), *places, "--run", str(run), *more]
+
+
+def _train(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    return train.run(parser.parse_args(arguments))
+
+
+def _losses(run: Path) -> list[float]:
+    return [line.get("loss", line.get("domain")) for line in read_lines(run / STEPS)]
+
+
+@pytest.fixture
+def inline(recipe: Path, tmp_path: Path, tiny_settings: dict[str, Any]) -> Path:
+    """The run in this process."""
+    run = tmp_path / "inline"
+    assert _train(*_arguments(recipe, run, tiny_settings, "--launcher", "inline")) == 0
+    return run
+
+
+def test_launchers_train_the_same(
+    inline: Path, recipe: Path, tmp_path: Path, tiny_settings: dict[str, Any]
+) -> None:
+    """Ray with a worker killed on the way, to the bit; torchrun with two workers, within rounding."""
+    ray_run, torchrun_run = tmp_path / "ray", tmp_path / "torchrun"
+    _train_with_ray_and_kill(_arguments(recipe, ray_run, tiny_settings))
+    assert _losses(ray_run) == _losses(inline)
+    expected, found = latest(inline), latest(ray_run)
+    assert expected is not None
+    assert found is not None
+    for name in ("model", "discriminator", "optimizer", "classifier"):
+        a, b = (load_file(folder / f"{name}.safetensors") for folder in (expected, found))
+        assert all((a[key] == b[key]).all() for key in a | b)
+    more = ("--launcher", "torchrun", "--workers", "2")
+    assert _train(*_arguments(recipe, torchrun_run, tiny_settings, *more)) == 0
+    # Two dozen Adam steps make a thousandth of float32's rounding, here and there a little more.
+    assert _losses(torchrun_run) == pytest.approx(_losses(inline), rel=5e-3)
+
+
+def _train_with_ray_and_kill(arguments: list[str]) -> None:
+    """Ray in a process of its own, as a user starts it; its worker is killed once, within an epoch."""
+    call = "import sys; from dmx.cli import main; sys.exit(main(sys.argv[1:]))"
+    process = subprocess.Popen([sys.executable, "-c", call, "train", *arguments])
+    log = Path(arguments[arguments.index("--run") + 1]) / STEPS
+    deadline = time.monotonic() + 200
+    while not log.exists() or log.read_bytes().count(b"\n") < KILL_AT:
+        assert process.poll() is None, "training ended before its worker could be killed"
+        assert time.monotonic() < deadline, "training did not come far enough for its worker to be killed"
+        time.sleep(0.005)
+    workers = [
+        p for p in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in p.name()
+    ]
+    assert len(workers) == 1
+    os.kill(workers[0].pid, signal.SIGKILL)
+    assert process.wait(timeout=300) == 0
+
+
+def test_a_finished_run_says_so(
+    inline: Path, recipe: Path, tiny_settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same command shows the results again and trains nothing."""
+    before = (inline / STEPS).stat().st_mtime_ns
+    capsys.readouterr()
+    assert _train(*_arguments(recipe, inline, tiny_settings, "--launcher", "inline")) == 0
+    printed = capsys.readouterr().out
+    assert "is finished" in printed
+    assert f"{json.loads((inline / RESULT).read_text())['tests']['unseen']['map']:.1%}" in printed
+    assert (inline / STEPS).stat().st_mtime_ns == before
+
+
+def test_other_settings_in_the_same_folder_are_refused(
+    recipe: Path, tmp_path: Path, tiny_settings: dict[str, Any]
+) -> None:
+    """Named one by one; `--resume` alone takes the saved ones."""
+    run = tmp_path / "run"
+    describe_run(run, from_tree(("test", {"data": {"source": tiny_settings["data"]["source"]}, "seed": 4})))
+    with pytest.raises(DmxError, match=r"other settings \(seed 4 -> 0"):
+        _train(*_arguments(recipe, run, tiny_settings, "--launcher", "inline"))
+    with pytest.raises(DmxError, match="--source is missing"):
+        _train("--run", str(tmp_path / "new"), "--launcher", "inline")
+    with pytest.raises(DmxError, match="to resume, found none"):
+        _train("--run", str(tmp_path / "new"), "--launcher", "inline", "--resume")
+    with pytest.raises(DmxError, match="inline is one process"):
+        _train(*_arguments(recipe, tmp_path / "two", tiny_settings, "--launcher", "inline", "--workers", "2"))
+
+
+def test_official_trains_on_the_source_alone_without_a_target(
+    tiny_settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """The baseline is the same loop; `official` keeps the best checkpoint besides the last."""
+    data = {name: value for name, value in tiny_settings["data"].items() if name != "target"}
+    schedule = tiny_settings["schedule"] | {"epochs": 2, "steps_per_epoch": 3, "checkpoint_every_steps": 0}
+    tree = tiny_settings | {"data": data, "schedule": schedule, "compat": "official"}
+    describe_run(tmp_path / "run", from_tree(("test", tree)))
+    train_worker(tmp_path / "run")
+    result = json.loads((tmp_path / "run" / RESULT).read_text())
+    assert result["clusters"] is None
+    assert result["steps"] == 6
+    assert latest(tmp_path / "run", "best") is not None

@@ -1,0 +1,162 @@
+"""A run that is killed and goes on ends as one that never stopped."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dmx.config import from_tree, read_yaml
+from dmx.train.checkpoint import latest, load_model
+from dmx.train.runlog import CONFIG, EPOCHS, STEPS, describe_run, read_lines
+from dmx.train.worker import RESULT, train_worker
+
+STEPS_PER_EPOCH, EPOCH_COUNT = 12, 3
+KILL_AT = 2 * STEPS_PER_EPOCH + 5
+# The losses of this run on the machine that recorded them. A different processor or torch rounds differently,
+# which training amplifies: loosely bound, they catch a method that has changed.
+GOLDEN = {0: 33.1042, 12: 33.2449, 25: 5.9687, 35: 5.4357}
+
+
+def _prepare(run: Path, settings: dict[str, Any], **sections: dict[str, Any]) -> Path:
+    tree = copy.deepcopy(settings)
+    for section, values in sections.items():
+        tree.setdefault(section, {}).update(values)
+    describe_run(run, from_tree(("test", tree)))
+    return run
+
+
+def _tensors(run: Path) -> dict[str, torch.Tensor]:
+    """Everything in the latest checkpoint, by file and name."""
+    folder = latest(run)
+    assert folder is not None
+    return {
+        f"{file.stem}/{name}": tensor
+        for file in sorted(folder.glob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+
+
+def _losses(run: Path) -> list[float]:
+    return [line.get("loss", line.get("domain")) for line in read_lines(run / STEPS)]
+
+
+def _assert_bit_identical(run: Path, other: Path) -> None:
+    a, b = _tensors(run), _tensors(other)
+    assert a.keys() == b.keys()
+    differing = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not differing
+    assert _losses(run) == _losses(other)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that never stops."""
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    run = _prepare(tmp_path_factory.mktemp("whole") / "run", tiny_settings)
+    train_worker(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def killed(whole: Path, tiny_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, killed in the middle of its adversarial epoch."""
+    run = _prepare(tmp_path_factory.mktemp("killed") / "run", tiny_settings)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-m", "dmx.train.worker", str(run)], env=environment)
+    deadline = time.monotonic() + 240
+    while _lines_so_far(run / STEPS) < KILL_AT:
+        assert process.poll() is None, "the worker ended before it could be killed"
+        assert time.monotonic() < deadline, "the worker did not come far enough to be killed"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    return run
+
+
+def _lines_so_far(file: Path) -> int:
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def _copy(run: Path, to: Path, **optim: Any) -> Path:
+    """The killed run elsewhere, going on with other settings."""
+    shutil.copytree(run, to)
+    describe_run(to, from_tree(("saved", read_yaml(to / CONFIG)), ("test", {"optim": optim})))
+    return to
+
+
+def test_golden_losses(whole: Path) -> None:
+    """The method computes what it computed."""
+    losses = _losses(whole)
+    assert {step: losses[step] for step in GOLDEN} == pytest.approx(GOLDEN, rel=0.02)
+
+
+def test_a_run_goes_through_its_stages_and_reports(whole: Path) -> None:
+    """One line a step and an epoch, test results, a model that loads, a mark that it is finished."""
+    epochs = read_lines(whole / EPOCHS)
+    assert [epoch["stage"] for epoch in epochs] == ["source", "one", "two"]
+    assert "clusters" not in epochs[0]
+    assert epochs[2]["clusters"]["clusters"] >= 4
+    assert 0 < epochs[2]["clusters"]["purity"] <= 1
+    steps = read_lines(whole / STEPS)
+    assert [line["global_step"] for line in steps] == list(range(STEPS_PER_EPOCH * EPOCH_COUNT))
+    assert [line["step"] for line in steps if "domain" in line] == [0, 4, 8]
+    assert all("balance" in line for line in steps if line["epoch"] == 2 and "domain" not in line)
+    result = json.loads((whole / RESULT).read_text())
+    assert result["tests"]["unseen"]["valid_queries"] == 24
+    model, config = load_model(whole)
+    assert config.schedule.epochs == EPOCH_COUNT
+    assert model.embed(torch.zeros(2, 3, 32, 16)).shape == (2, model.width)
+
+
+def test_killed_run_goes_on_bit_identically(whole: Path, killed: Path, tmp_path: Path) -> None:
+    """Parameters, buffers, moments, classifier rows and every logged loss, after kill -9 within an epoch."""
+    run = _copy(killed, tmp_path / "run")
+    checkpoint = latest(run)
+    assert checkpoint is not None
+    state = json.loads((checkpoint / "state.json").read_text())
+    assert (state["epoch"], 0 < state["step"] < STEPS_PER_EPOCH) == (2, True)
+    assert (checkpoint / "labels.safetensors").exists()
+    train_worker(run)
+    _assert_bit_identical(run, whole)
+    assert [line["epoch"] for line in read_lines(run / EPOCHS)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_killed_run_goes_on_at_another_zero_stage(
+    whole: Path, killed: Path, tmp_path: Path, zero_stage: int
+) -> None:
+    """The first step computes the same from the same state; later ones differ by rounding alone."""
+    run = _copy(killed, tmp_path / "run", zero_stage=zero_stage)
+    train_worker(run)
+    _assert_close(run, whole)
+
+
+def test_killed_run_goes_on_with_two_workers(whole: Path, killed: Path, tmp_path: Path) -> None:
+    """At another ZeRO stage too."""
+    run = _copy(killed, tmp_path / "run", zero_stage=2)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run([*command, "-m", "dmx.train.worker", str(run)], check=False, timeout=300)
+    assert done.returncode == 0
+    _assert_close(run, whole)
+
+
+def _assert_close(run: Path, whole: Path) -> None:
+    """Every loss within what Adam makes of float32 rounding in a few steps, a thousandth."""
+    assert _losses(run) == pytest.approx(_losses(whole), rel=1e-3)
+    a, b = _tensors(run), _tensors(whole)
+    assert a.keys() == b.keys()
+    moved = max((a[name] - b[name]).abs().max().item() for name in a if name.startswith("model/"))
+    assert moved < 2e-3
