@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, or go on training, or say that the run is finished."""
+    from dmx.train.data import TrainingData
     from dmx.train.launch import launch
     from dmx.train.runlog import describe_run
     from dmx.train.worker import RESULT
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if (folder / RESULT).exists():
         print(f"{folder} is finished; choose another --run to train again")
     else:
+        TrainingData.open(config)  # An error in the data sets is better known before workers start.
         describe_run(folder, config)
         launch(folder, args.launcher, args.workers)
     print(_table(json.loads((folder / RESULT).read_text(encoding="utf-8"))))

@@ -59,10 +59,11 @@ class _ShardedCrossEntropy(torch.autograd.Function):
         loss = highest + total.log() - (1 - smoothing) * target - smoothing / classes * logit_sum
         ctx.save_for_backward(weights, total, rows, column[rows])
         ctx.constants = classes, smoothing
-        return loss.mean()
+        mean: torch.Tensor = loss.mean()
+        return mean
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         weights, total, rows, columns = ctx.saved_tensors
         classes, smoothing = ctx.constants
         logits = weights / total[:, None] - smoothing / classes
@@ -96,7 +97,7 @@ def sharded_cross_entropy(
         `features` only through this process's rows: the sum over the processes is the gradient.
     """
     logits = F.linear(features, weight) * scale
-    return _ShardedCrossEntropy.apply(logits, column, classes, smoothing, size)  # type: ignore[no-any-return,no-untyped-call]
+    return _ShardedCrossEntropy.apply(logits, column, classes, smoothing, size)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def _join(environment: Mapping[str, str], timeout: datetime.timedelta) -> None:
     if "WORLD_SIZE" in environment:
         dist.init_process_group(backend, timeout=timeout)
     else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)  # type: ignore[attr-defined]  # not in the stubs
 
 
 def use_cores(world: World) -> int:
@@ -178,7 +178,7 @@ class _GatherRows(torch.autograd.Function):
         return gathered
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
         start = dist.get_rank() * ctx.rows
@@ -197,7 +197,7 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return rows
-    return _GatherRows.apply(rows)  # type: ignore[no-any-return,no-untyped-call]
+    return _GatherRows.apply(rows)  # type: ignore[no-any-return]
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -207,10 +207,10 @@ class _ScaleGradient(torch.autograd.Function):
         return rows.view_as(rows)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradient * ctx.factor, None
 
 
 def scale_gradient(rows: torch.Tensor, factor: float) -> torch.Tensor:
     """`rows` unchanged; their gradient times `factor`."""
-    return rows if factor == 1 else _ScaleGradient.apply(rows, factor)  # type: ignore[no-any-return,no-untyped-call]
+    return rows if factor == 1 else _ScaleGradient.apply(rows, factor)

@@ -117,12 +117,15 @@ def _fit(run: Path, workers: int, cores: int, max_failures: int, storage: Path, 
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    failure = storage / "failure"
+    failure.unlink(missing_ok=True)
     has_gpu = torch.cuda.is_available()
     trainer = TorchTrainer(
         _ray_worker,
         train_loop_config={
             "run": str(run.absolute()),
             "output": str(output),
+            "failure": str(failure),
             "is_terminal": sys.stderr.isatty(),
         },
         scaling_config=ScalingConfig(
@@ -139,6 +142,8 @@ def _fit(run: Path, workers: int, cores: int, max_failures: int, storage: Path, 
         trainer.fit()
     except Exception as error:  # Ray wraps whatever a worker raised in types that changed between versions.
         raise DmxError(f"training failed: {error}") from error
+    if failure.exists():
+        raise DmxError(failure.read_text(encoding="utf-8"))
 
 
 class _Output(io.TextIOWrapper):
@@ -154,7 +159,22 @@ class _Output(io.TextIOWrapper):
 
 
 def _ray_worker(settings: dict[str, Any]) -> None:
-    """What Ray runs in each worker."""
+    """What Ray runs in each worker.
+
+    Ray starts workers again whatever ended them. What a user has to change would end them the same way each
+    time: that is written down before it is raised, and once it is, workers end without doing anything.
+    """
+    failure = Path(settings["failure"])
+    if failure.exists():
+        return
+    try:
+        _train_in_ray(settings)
+    except DmxError as error:
+        failure.write_text(str(error), encoding="utf-8")
+        raise
+
+
+def _train_in_ray(settings: dict[str, Any]) -> None:
     from ray.train import get_context
 
     from dmx.train.worker import train_worker

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from dmx.cluster import pseudo_labels
 from dmx.data.shards import Split
 from dmx.embedding import embed as embed_images
+from dmx.errors import DmxError
 from dmx.evaluation import Embedded
 from dmx.evaluation import evaluate as evaluate_retrieval
 from dmx.progress import progress_bar
@@ -241,9 +242,9 @@ def _step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
 def _check_finite(losses: dict[str, float], epoch: int, step: int) -> None:
     bad = [name for name, value in losses.items() if not np.isfinite(value)]
     if bad:
-        raise FloatingPointError(
+        raise DmxError(
             f"epoch {epoch}, step {step}: {', '.join(bad)} is not finite ({losses}). Lower optim.lr, set "
-            "optim.clip_norm, or train in fp32; the last checkpoint is as it was"
+            "optim.clip_norm, or train in fp32, and go on from the last checkpoint with --resume"
         )
 
 

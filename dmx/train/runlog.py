@@ -40,7 +40,7 @@ class RunLog:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(
                 str(run / "tensorboard"), purge_step=global_step or None, flush_secs=10
             )
 

@@ -129,6 +129,27 @@ def test_other_settings_in_the_same_folder_are_refused(
         _train(*_arguments(recipe, tmp_path / "two", tiny_settings, "--launcher", "inline", "--workers", "2"))
 
 
+def test_every_setting_of_optim_works_in_the_loop(tiny_settings: dict[str, Any], tmp_path: Path) -> None:
+    """bf16, ZeRO 2, accumulation and clipping together, through all stages."""
+    schedule = tiny_settings["schedule"] | {"steps_per_epoch": 5, "discriminator_every": 2}
+    optim = {"precision": "bf16", "zero_stage": 2, "clip_norm": 5.0}
+    batch = tiny_settings["batch"] | {"accumulation": 2}
+    tree = tiny_settings | {"schedule": schedule, "optim": optim, "batch": batch}
+    describe_run(tmp_path / "run", from_tree(("test", tree)))
+    train_worker(tmp_path / "run")
+    steps = read_lines(tmp_path / "run" / STEPS)
+    assert len(steps) == 15
+    assert [line["step"] for line in steps if "domain" in line] == [0, 2, 4]
+
+
+def test_a_diverged_run_says_what_to_do(tiny_settings: dict[str, Any], tmp_path: Path) -> None:
+    """A loss that is no number stops the run with the step and the settings to change."""
+    tree = tiny_settings | {"optim": {"lr": 1e30}}
+    describe_run(tmp_path / "run", from_tree(("test", tree)))
+    with pytest.raises(DmxError, match=r"epoch 0, step \d+: loss.* not finite.*optim\.lr"):
+        train_worker(tmp_path / "run")
+
+
 def test_official_trains_on_the_source_alone_without_a_target(
     tiny_settings: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -1,0 +1,60 @@
+"""The collectives of training, and what they say when a process does not come."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import torch
+
+from dmx.train.distributed import World, collect, gather_rows, meet, share, share_tensor, world
+
+TIMEOUT_S = 5.0
+
+
+def test_collectives_and_a_missing_process() -> None:
+    """Two processes; then one of them stays away."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert done.stdout.splitlines() == ["collectives work", "the error names process 1 and the place"], (
+        done.stderr
+    )
+
+
+def _check_collectives(place: World) -> None:
+    x = torch.full((2, 3), float(place.rank + 1), requires_grad=True)
+    gathered = gather_rows(x)
+    assert gathered[:, 0].tolist() == [1, 1, 2, 2]
+    # Each process weighs all rows by its own number: 1 + 2 reach every one of them.
+    ((place.rank + 1) * gathered).sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.full((2, 3), 3.0))
+    mine = torch.arange(3 * place.rank).reshape(-1, 1)
+    assert collect(place, mine, [0, 3]).flatten().tolist() == [0, 1, 2]
+    assert share(place, {"rank": place.rank}) == {"rank": 0}
+    sent = torch.tensor([[7, -1]]) if place.leads else None
+    assert share_tensor(place, sent).tolist() == [[7, -1]]
+    meet(place, "the end of the collectives")
+
+
+def _main() -> None:
+    torch.set_num_threads(1)
+    with world(TIMEOUT_S) as place:
+        _check_collectives(place)
+        if not place.leads:
+            sys.stdin.close()
+            os._exit(0) if place.size == 1 else torch.distributed.barrier(group=place.control)
+            return
+        print("collectives work")
+        try:
+            meet(place, "embedding of epoch 3")
+        except RuntimeError as error:
+            if "Rank" in str(error) and "1" in str(error) and "embedding of epoch 3" in str(error):
+                print("the error names process 1 and the place")
+            else:
+                raise
+
+
+if __name__ == "__main__":
+    _main()
