@@ -33,7 +33,7 @@ import torch
 from numba import njit
 from numpy.typing import NDArray
 
-from dmx.kernels.blocks import run_blocks
+from dmx.kernels.blocks import run_blocks, single_threaded_torch
 
 _TILE = 1024  # rows and columns of a tile: 4 MB in float32, large enough for the product to run at full rate
 _CHUNK = 16  # scores tested at once: a chunk without a hit costs a few vector instructions
@@ -277,6 +277,17 @@ def _constant(rows: _Rows, others: _Rows, mean: NDArray[np.float64]) -> NDArray[
     return np.asarray(rows.along_mean + others.along_mean.mean() - mean @ mean)
 
 
+@dataclass(frozen=True)
+class _Tile:
+    scores: NDArray[np.float32]
+    row: int
+    column: int
+
+
+def _tile(rows: _Rows, others: _Rows, row: int, column: int) -> _Tile:
+    return _Tile(_product(rows.low[row : row + _TILE], others.low[column : column + _TILE]), row, column)
+
+
 class _Buffers:
     """The candidates so far, and the scan that feeds them."""
 
@@ -288,16 +299,11 @@ class _Buffers:
         self.counts = np.zeros(n, np.int32)
         self.threshold = np.full(n, -np.inf, np.float32)
 
-    def scan(
-        self, tile: NDArray[np.float32], by_row: bool, row: int, column: int, offset: NDArray[np.float32]
-    ) -> None:
+    def scan(self, tile: _Tile, by_row: bool, offset: NDArray[np.float32]) -> None:
         """Feeds the buffers of a tile's rows (by_row) or columns; offset: a_j of all of the other side."""
         kernel = _scan_rows if by_row else _scan_columns
-        run_blocks(
-            lambda a, b: kernel(tile, row, column, offset, self.k, self.keys, self.ids, self.counts,
-                                self.threshold, self.base, self.rounding, a, b),
-            tile.shape[0 if by_row else 1], _TILE // 8,
-        )  # fmt: skip
+        kernel(tile.scores, tile.row, tile.column, offset, self.k, self.keys, self.ids, self.counts,
+               self.threshold, self.base, self.rounding, 0, tile.scores.shape[0 if by_row else 1])  # fmt: skip
 
     def finish(self, constant: NDArray[np.float64]) -> Candidates:
         run_blocks(
@@ -318,12 +324,24 @@ def self_candidates(features: NDArray[Any], squares: NDArray[np.float64], k: int
     mean = _mean(features, squares)
     rows = _prepare(features, squares, mean, dtype)
     buffers = _Buffers(len(features), k, _bound(rows, rows, _rounding(dtype)), _rounding(dtype))
-    for i in range(0, len(features), _TILE):
-        for j in range(i, len(features), _TILE):
-            tile = _product(rows.low[i : i + _TILE], rows.low[j : j + _TILE])
-            buffers.scan(tile, True, i, j, rows.offset)
-            if j > i:
-                buffers.scan(tile, False, i, j, rows.offset)
+
+    blocks = -(-len(features) // _TILE)
+
+    def along_rows(block: int, _: int) -> _Tile:
+        tile = _tile(rows, rows, (first + block) * _TILE, (first + block + distance) * _TILE)
+        buffers.scan(tile, True, rows.offset)
+        return tile
+
+    def along_columns(number: int, _: int) -> None:
+        buffers.scan(tiles[number], False, rows.offset)
+
+    with single_threaded_torch() as threads:
+        # Along a diagonal of tiles all rows differ, and so do all columns: no two threads feed one buffer.
+        for distance in range(blocks):
+            for first in range(0, blocks - distance, threads):
+                tiles = run_blocks(along_rows, min(threads, blocks - distance - first), 1, threads)
+                if distance:
+                    run_blocks(along_columns, len(tiles), 1, threads)
     return buffers.finish(_constant(rows, rows, mean))
 
 
@@ -337,10 +355,13 @@ def query_candidates(
     others = _prepare(features, squares, mean, dtype)
     rows = _prepare(queries, query_squares, mean, dtype)
     buffers = _Buffers(len(queries), k, _bound(rows, others, _rounding(dtype)), _rounding(dtype))
-    for i in range(0, len(queries), _TILE):
-        for j in range(0, len(features), _TILE):
-            tile = _product(rows.low[i : i + _TILE], others.low[j : j + _TILE])
-            buffers.scan(tile, True, i, j, others.offset)
+
+    def strip(begin: int, _: int) -> None:
+        for column in range(0, len(features), _TILE):
+            buffers.scan(_tile(rows, others, begin, column), True, others.offset)
+
+    with single_threaded_torch() as threads:
+        run_blocks(strip, len(queries), _TILE, threads)
     return buffers.finish(_constant(rows, others, mean))
 
 

@@ -82,9 +82,9 @@ def insert(value, index, values, indices, count, k):  # type: ignore[no-untyped-
 
 
 @njit(cache=True, nogil=True)
-def _rescore(
+def _rescore(  # type: ignore[no-untyped-def]
     queries, query_squares, features, squares, candidates, counts, at_most, own, indices, values, begin, end
-):  # type: ignore[no-untyped-def]
+):
     """Neighbours from candidates. `own`: the queries are the features, and each leads its own list."""
     n, k = features.shape[0], indices.shape[1]
     for i in range(begin, end):
