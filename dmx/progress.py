@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
@@ -104,7 +104,7 @@ def progress_bar(total: int | None, label: str, unit: str = "it") -> Bar:
 
 def progress(items: Iterable[T], *, label: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
     """Yield `items` and report how far they have got; `total` defaults to their length."""
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with progress_bar(total, label, unit) as bar:
         for item in items:

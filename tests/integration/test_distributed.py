@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import re
 import subprocess
 import sys
+import time
 
 import torch
 
@@ -14,12 +15,13 @@ TIMEOUT_S = 5.0
 
 
 def test_collectives_and_a_missing_process() -> None:
-    """Two processes; then one of them stays away."""
+    """Two processes; then one of them stays away, and the other's error says which and where."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
-    assert done.stdout.splitlines() == ["collectives work", "the error names process 1 and the place"], (
-        done.stderr
-    )
+    first, error, *_ = [*done.stdout.splitlines(), "", ""]
+    assert first == "collectives work", done.stderr[-4000:]
+    assert error.startswith("training process 0 of 2 waited 5 s at 'embedding of epoch 3'")
+    assert re.search(r"Ranks? 1 failed", error)
 
 
 def _check_collectives(place: World) -> None:
@@ -43,17 +45,13 @@ def _main() -> None:
     with world(TIMEOUT_S) as place:
         _check_collectives(place)
         if not place.leads:
-            sys.stdin.close()
-            os._exit(0) if place.size == 1 else torch.distributed.barrier(group=place.control)
+            time.sleep(2 * TIMEOUT_S)
             return
         print("collectives work")
         try:
             meet(place, "embedding of epoch 3")
         except RuntimeError as error:
-            if "Rank" in str(error) and "1" in str(error) and "embedding of epoch 3" in str(error):
-                print("the error names process 1 and the place")
-            else:
-                raise
+            print(str(error).splitlines()[0])
 
 
 if __name__ == "__main__":
