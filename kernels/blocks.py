@@ -6,9 +6,8 @@ threads. Plain threads rather than OpenMP: a process that used them may still fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -16,40 +15,42 @@ import torch
 Result = TypeVar("Result")
 
 
-@contextmanager
-def single_threaded_torch() -> Iterator[int]:
-    """torch's operations on one thread each within, for callers that run several at once.
+class Workers:
+    """Threads kept for many short rounds of work, with torch's own switched off meanwhile.
 
-    torch's own threads go on spinning after every operation, in the way of whoever computes next: products
-    and scans in turns took twice the CPU time.
-
-    Yields:
-        The number of threads to run; torch uses so many again afterwards.
+    torch's threads go on spinning after every operation, in the way of whoever computes next: products and
+    scans in turns took twice the CPU time. Within this context torch runs on the calling thread alone, so
+    that several of its operations can run side by side.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield threads
-    finally:
-        torch.set_num_threads(threads)
+
+    def __enter__(self) -> Workers:
+        self.count = torch.get_num_threads()
+        torch.set_num_threads(1)
+        self._pool = ThreadPoolExecutor(self.count)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown()
+        torch.set_num_threads(self.count)
+
+    def each(self, task: Callable[[int], Result], numbers: Iterable[int]) -> list[Result]:
+        """Calls `task` with every number, `count` at a time, and returns the results in their order."""
+        return list(self._pool.map(task, numbers))
 
 
-def run_blocks(
-    task: Callable[[int, int], Result], rows: int, block: int, threads: int | None = None
-) -> list[Result]:
+def run_blocks(task: Callable[[int, int], Result], rows: int, block: int) -> list[Result]:
     """Calls `task(begin, end)` for every block of rows and returns the results in the order of the rows.
 
     Args:
         task: what to do with rows [begin, end); has to release the GIL to run in parallel.
         rows: number of rows in all.
         block: largest number of rows a call gets.
-        threads: how many run at once; torch's number of threads unless given.
 
     Returns:
-        One result a block, in order.
+        One result a block, in order. The number of threads is torch's (`torch.set_num_threads`).
     """
     starts = range(0, rows, max(block, 1))
-    threads = min(threads or torch.get_num_threads(), len(starts))
+    threads = min(torch.get_num_threads(), len(starts))
     if threads <= 1:
         return [task(begin, min(begin + block, rows)) for begin in starts]
     with ThreadPoolExecutor(threads) as pool:

@@ -33,9 +33,9 @@ import torch
 from numba import njit
 from numpy.typing import NDArray
 
-from dmx.kernels.blocks import run_blocks, single_threaded_torch
+from dmx.kernels.blocks import Workers, run_blocks
 
-_TILE = 1024  # rows and columns of a tile: 4 MB in float32, large enough for the product to run at full rate
+_TILE = 512  # rows and columns of a tile: 1 MB in float32, and the product runs at its full rate
 _CHUNK = 16  # scores tested at once: a chunk without a hit costs a few vector instructions
 _NARROW = 128  # below this width a product costs nothing, and float32 needs far fewer candidates
 
@@ -249,7 +249,7 @@ def _prepare(
         _centre(features, squares, mean, 16 if bfloat else 0, rounded, offset, error, length, begin, end)
         target[begin:end] = rounded.view(np.uint32) >> 16 if bfloat else rounded
 
-    run_blocks(block, n, _TILE // 16)
+    run_blocks(block, n, 32)
     # The 1e-3 and 1e-15 cover the rounding of these norms and of the centred rows themselves.
     centred = (offset - offset.mean()).astype(np.float32)
     return _Rows(low, centred, offset, error * 1.001 + 1e-15, length * 1.001 + 1e-15)
@@ -301,15 +301,15 @@ class _Buffers:
 
     def scan(self, tile: _Tile, by_row: bool, offset: NDArray[np.float32]) -> None:
         """Feeds the buffers of a tile's rows (by_row) or columns; offset: a_j of all of the other side."""
-        kernel = _scan_rows if by_row else _scan_columns
+        kernel, owners = (_scan_rows, 0) if by_row else (_scan_columns, 1)
         kernel(tile.scores, tile.row, tile.column, offset, self.k, self.keys, self.ids, self.counts,
-               self.threshold, self.base, self.rounding, 0, tile.scores.shape[0 if by_row else 1])  # fmt: skip
+               self.threshold, self.base, self.rounding, 0, tile.scores.shape[owners])  # fmt: skip
 
     def finish(self, constant: NDArray[np.float64]) -> Candidates:
         run_blocks(
             lambda a, b: _finish(self.k, self.keys, self.ids, self.counts, self.threshold, self.base,
                                  self.rounding, constant, a, b),
-            len(self.counts), _TILE,
+            len(self.counts), 1024,
         )  # fmt: skip
         return Candidates(self.ids, self.counts, self.keys)
 
@@ -327,21 +327,21 @@ def self_candidates(features: NDArray[Any], squares: NDArray[np.float64], k: int
 
     blocks = -(-len(features) // _TILE)
 
-    def along_rows(block: int, _: int) -> _Tile:
-        tile = _tile(rows, rows, (first + block) * _TILE, (first + block + distance) * _TILE)
+    def along_rows(block: int) -> _Tile:
+        tile = _tile(rows, rows, block * _TILE, (block + distance) * _TILE)
         buffers.scan(tile, True, rows.offset)
         return tile
 
-    def along_columns(number: int, _: int) -> None:
-        buffers.scan(tiles[number], False, rows.offset)
+    def along_columns(tile: int) -> None:
+        buffers.scan(tiles[tile], False, rows.offset)
 
-    with single_threaded_torch() as threads:
+    with Workers() as workers:
         # Along a diagonal of tiles all rows differ, and so do all columns: no two threads feed one buffer.
         for distance in range(blocks):
-            for first in range(0, blocks - distance, threads):
-                tiles = run_blocks(along_rows, min(threads, blocks - distance - first), 1, threads)
+            for first in range(0, blocks - distance, workers.count):
+                tiles = workers.each(along_rows, range(first, min(first + workers.count, blocks - distance)))
                 if distance:
-                    run_blocks(along_columns, len(tiles), 1, threads)
+                    workers.each(along_columns, range(len(tiles)))
     return buffers.finish(_constant(rows, rows, mean))
 
 
@@ -356,12 +356,12 @@ def query_candidates(
     rows = _prepare(queries, query_squares, mean, dtype)
     buffers = _Buffers(len(queries), k, _bound(rows, others, _rounding(dtype)), _rounding(dtype))
 
-    def strip(begin: int, _: int) -> None:
+    def strip(row: int) -> None:
         for column in range(0, len(features), _TILE):
-            buffers.scan(_tile(rows, others, begin, column), True, others.offset)
+            buffers.scan(_tile(rows, others, row, column), True, others.offset)
 
-    with single_threaded_torch() as threads:
-        run_blocks(strip, len(queries), _TILE, threads)
+    with Workers() as workers:
+        workers.each(strip, range(0, len(queries), _TILE))
     return buffers.finish(_constant(rows, others, mean))
 
 
