@@ -40,7 +40,7 @@ def _write_set(folder: Path, seed: int, splits: dict[str, int]) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Settings of a run over three epochs: source alone, stage one, stage two; with data of its own."""
+    """Settings of a run over four epochs: source alone, stage one, twice stage two; with data of its own."""
     folder = tmp_path_factory.mktemp("tiny")
     _write_set(folder / "source", 1, {"train": 20})
     _write_set(folder / "target", 2, {"train": 16})
@@ -62,7 +62,7 @@ def tiny_settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "batch": {"identities": 8, "instances": 4},
         "cluster": {"k1": 12, "min_cluster_size": 3},
         "schedule": {
-            "epochs": 3,
+            "epochs": 4,
             "steps_per_epoch": 12,
             "source_epochs": 1,
             "stage_two_epoch": 2,

@@ -78,8 +78,11 @@ def test_launchers_train_the_same(
         assert all((a[key] == b[key]).all() for key in a | b)
     more = ("--launcher", "torchrun", "--workers", "2")
     assert _train(*_arguments(recipe, torchrun_run, tiny_settings, *more)) == 0
-    # Two dozen Adam steps make a thousandth of float32's rounding, here and there a little more.
-    assert _losses(torchrun_run) == pytest.approx(_losses(inline), rel=5e-3)
+    # A dozen Adam steps make a thousandth of float32's rounding. Clustering may turn it into other labels,
+    # of which the losses after it bear a trace.
+    found_losses, expected_losses = _losses(torchrun_run), _losses(inline)
+    assert found_losses[:STEPS_PER_EPOCH] == pytest.approx(expected_losses[:STEPS_PER_EPOCH], rel=1e-3)
+    assert found_losses == pytest.approx(expected_losses, rel=0.2)
 
 
 def _train_with_ray_and_kill(arguments: list[str]) -> None:
@@ -138,8 +141,8 @@ def test_every_setting_of_optim_works_in_the_loop(tiny_settings: dict[str, Any],
     describe_run(tmp_path / "run", from_tree(("test", tree)))
     train_worker(tmp_path / "run")
     steps = read_lines(tmp_path / "run" / STEPS)
-    assert len(steps) == 15
-    assert [line["step"] for line in steps if "domain" in line] == [0, 2, 4]
+    assert len(steps) == 20
+    assert [line["step"] for line in steps if "domain" in line] == [0, 2, 4] * 2
 
 
 def test_a_diverged_run_says_what_to_do(tiny_settings: dict[str, Any], tmp_path: Path) -> None:

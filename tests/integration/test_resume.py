@@ -22,7 +22,7 @@ from dmx.train.checkpoint import latest, load_model
 from dmx.train.runlog import CONFIG, EPOCHS, STEPS, describe_run, read_lines
 from dmx.train.worker import RESULT, train_worker
 
-STEPS_PER_EPOCH, EPOCH_COUNT = 12, 3
+STEPS_PER_EPOCH, EPOCH_COUNT = 12, 4
 KILL_AT = 2 * STEPS_PER_EPOCH + 5
 # The losses of this run on the machine that recorded them. A different processor or torch rounds differently,
 # which training amplifies: loosely bound, they catch a method that has changed.
@@ -72,7 +72,7 @@ def whole(tiny_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def killed(whole: Path, tiny_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run, killed in the middle of its adversarial epoch."""
+    """The same run, killed in the middle of its first adversarial epoch."""
     run = _prepare(tmp_path_factory.mktemp("killed") / "run", tiny_settings)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-m", "dmx.train.worker", str(run)], env=environment)
@@ -106,14 +106,14 @@ def test_golden_losses(whole: Path) -> None:
 def test_a_run_goes_through_its_stages_and_reports(whole: Path) -> None:
     """One line a step and an epoch, test results, a model that loads, a mark that it is finished."""
     epochs = read_lines(whole / EPOCHS)
-    assert [epoch["stage"] for epoch in epochs] == ["source", "one", "two"]
+    assert [epoch["stage"] for epoch in epochs] == ["source", "one", "two", "two"]
     assert "clusters" not in epochs[0]
     assert epochs[2]["clusters"]["clusters"] >= 4
     assert 0 < epochs[2]["clusters"]["purity"] <= 1
     steps = read_lines(whole / STEPS)
     assert [line["global_step"] for line in steps] == list(range(STEPS_PER_EPOCH * EPOCH_COUNT))
-    assert [line["step"] for line in steps if "domain" in line] == [0, 4, 8]
-    assert all("balance" in line for line in steps if line["epoch"] == 2 and "domain" not in line)
+    assert [line["step"] for line in steps if "domain" in line] == [0, 4, 8] * 2
+    assert all(("balance" in line) != ("domain" in line) for line in steps if line["epoch"] >= 2)
     result = json.loads((whole / RESULT).read_text())
     assert result["tests"]["unseen"]["valid_queries"] == 24
     model, config = load_model(whole)
@@ -131,7 +131,7 @@ def test_killed_run_goes_on_bit_identically(whole: Path, killed: Path, tmp_path:
     assert (checkpoint / "labels.safetensors").exists()
     train_worker(run)
     _assert_bit_identical(run, whole)
-    assert [line["epoch"] for line in read_lines(run / EPOCHS)] == [0, 1, 2]
+    assert [line["epoch"] for line in read_lines(run / EPOCHS)] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("zero_stage", [0, 3])
@@ -154,9 +154,10 @@ def test_killed_run_goes_on_with_two_workers(whole: Path, killed: Path, tmp_path
 
 
 def _assert_close(run: Path, whole: Path) -> None:
-    """Every loss within what Adam makes of float32 rounding in a few steps, a thousandth."""
-    assert _losses(run) == pytest.approx(_losses(whole), rel=1e-3)
-    a, b = _tensors(run), _tensors(whole)
-    assert a.keys() == b.keys()
-    moved = max((a[name] - b[name]).abs().max().item() for name in a if name.startswith("model/"))
-    assert moved < 2e-3
+    """Every loss until the next clustering within what Adam makes of float32's rounding: a thousandth.
+
+    Clustering may turn a rounding into another label, after which nothing has to be near any more.
+    """
+    until = 3 * STEPS_PER_EPOCH
+    assert _losses(run)[:until] == pytest.approx(_losses(whole)[:until], rel=1e-3)
+    assert _tensors(run).keys() == _tensors(whole).keys()
