@@ -367,9 +367,9 @@ def query_candidates(
 
 def cuda_candidates(
     queries: NDArray[Any], query_squares: NDArray[np.float64],
-    features: NDArray[Any], squares: NDArray[np.float64], k: int,
+    features: NDArray[Any], squares: NDArray[np.float64], k: int, device: str = "cuda",
 ) -> Candidates:  # fmt: skip
-    """`query_candidates` on a CUDA device, a block of rows at a time.
+    """`query_candidates` on a torch device, a block of rows at a time.
 
     The factors are rounded to bfloat16 but multiplied as float32: whatever precision torch was told to use
     for float32 products, TF32 or bfloat16, such factors are exact in it, and sums stay in float32.
@@ -379,14 +379,14 @@ def cuda_candidates(
     rows = _prepare(queries, query_squares, mean, torch.bfloat16)
     base = _bound(rows, others, 2.0**-24)
     kept = min(max(8 * k, 128), len(features))
-    right, offset = others.low.cuda().float(), torch.from_numpy(others.offset).cuda()
+    right, offset = others.low.to(device).float(), torch.from_numpy(others.offset).to(device)
     ids = np.empty((len(queries), kept), np.int32)
     at_most = np.empty((len(queries), kept), np.float32)
     counts = np.empty(len(queries), np.int32)
     constant = base + _constant(rows, others, mean) + 2.0**-22
     step = max(1, 2**28 // (4 * len(features)))
     for i in range(0, len(queries), step):
-        keys = rows.low[i : i + step].cuda().float() @ right.T
+        keys = rows.low[i : i + step].to(device).float() @ right.T
         keys += offset
         top = keys.topk(kept, dim=1)
         value = top.values.double().cpu().numpy()

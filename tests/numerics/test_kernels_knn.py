@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dmx.kernels.candidates import _bound, _mean, _prepare, _product, self_candidates
+from dmx.kernels.candidates import _bound, _mean, _prepare, _product, cuda_candidates, self_candidates
 from dmx.kernels.knn import knn, self_knn, self_knn_reference
 from dmx.kernels.similarity import first_equal, similarity_reference, squared_lengths
 
@@ -82,6 +82,21 @@ def test_candidates_hold_all_neighbours_and_few_others() -> None:
         held = slice(0, found.counts[i])
         assert (s[i, found.ids[i, held]] <= found.at_most[i, held]).all()
         assert set(found.ids[i, :30]) & set(want[i])  # the likeliest lead
+
+
+@pytest.mark.parametrize(("n", "d"), [(100, 40), (1500, 300), (1500, 3)])
+def test_candidates_of_a_torch_device_hold_all_neighbours(n: int, d: int) -> None:
+    """The CUDA way, on the device at hand."""
+    x = rows(n, d)
+    squares = squared_lengths(x)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = cuda_candidates(x, squares, x, squares, 30, device)
+    want, s = self_knn_reference(x, 30).indices, similarity_reference(x, x)
+    assert (found.counts > 0).any()
+    for i in np.flatnonzero(found.counts > 0):
+        held = slice(0, found.counts[i])
+        assert set(want[i]) <= set(found.ids[i, held])
+        assert (s[i, found.ids[i, held]] <= found.at_most[i, held]).all()
 
 
 def test_equal_rows_are_found() -> None:
