@@ -26,6 +26,8 @@ class Bar(Protocol):
 
     def update(self, count: int = 1) -> object: ...
 
+    def set_postfix_str(self, s: str, refresh: bool = True) -> object: ...
+
 
 class _Silent:
     """No report at all."""
@@ -39,6 +41,9 @@ class _Silent:
         return None
 
     def update(self, count: int = 1) -> None:
+        return None
+
+    def set_postfix_str(self, s: str, refresh: bool = True) -> None:
         return None
 
 
@@ -57,6 +62,7 @@ class _Lines:
     def __init__(self, total: int | None, label: str, unit: str) -> None:
         self._total, self._label, self._unit = total, label, unit
         self._count = 0
+        self._postfix = ""
         self._start = self._last = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -72,6 +78,9 @@ class _Lines:
         if time.monotonic() - self._last >= LINE_INTERVAL_S:
             self._print("")
 
+    def set_postfix_str(self, s: str, refresh: bool = True) -> None:
+        self._postfix = f", {s}" if s else ""
+
     def _print(self, note: str) -> None:
         self._last = time.monotonic()
         elapsed_s = self._last - self._start
@@ -81,7 +90,7 @@ class _Lines:
         if self._total is not None and 0 < self._count < self._total:
             left = f", {(self._total - self._count) / rate:.0f} s left"
         done = f"{self._count}{of} {self._unit}, {elapsed_s:.0f} s, {rate:.1f} {self._unit}/s"
-        print(f"{self._label}: {done}{left}{note}", file=sys.stderr, flush=True)
+        print(f"{self._label}: {done}{left}{self._postfix}{note}", file=sys.stderr, flush=True)
 
 
 def progress_bar(total: int | None, label: str, unit: str = "it") -> Bar:
@@ -93,7 +102,8 @@ def progress_bar(total: int | None, label: str, unit: str = "it") -> Bar:
         unit: what is counted, e.g. `images`.
 
     Returns:
-        A context manager whose `update(n)` counts n more units as done.
+        A context manager whose `update(n)` counts n more units as done, and whose
+        `set_postfix_str(text, refresh=False)` adds a remark, such as the loss, to the next report.
     """
     if _silent:
         return _Silent()

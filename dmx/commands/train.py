@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         describe_run(folder, config)
         launch(folder, args.launcher, args.workers)
     print(_table(json.loads((folder / RESULT).read_text(encoding="utf-8"))))
-    print(f"model: dmx evaluate --model {folder} DATASET")
+    print(f"to test it elsewhere: dmx evaluate {folder} DATASET")
     return 0
 
 

@@ -106,6 +106,7 @@ def train(trainer: Trainer, epoch: int, labels: EpochLabels | None) -> None:
             _check_finite(losses, epoch, step)
             _log_step(trainer, epoch, step, {"lr": lr, **losses, "step_s": time.monotonic() - start})
             _count_step(trainer, epoch, step, labels)
+            bar.set_postfix_str(", ".join(f"{k} {v:.3g}" for k, v in losses.items()), refresh=False)
             bar.update(1)
 
 

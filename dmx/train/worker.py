@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import dmx.config
 from dmx.config import Config
+from dmx.errors import DmxError
 from dmx.progress import silence
 from dmx.train import loop
 from dmx.train.checkpoint import latest, read_checkpoint
@@ -72,7 +74,10 @@ def main() -> None:
     parser.add_argument("run", help="run folder with config.yaml")
     parser.add_argument("--timeout-s", type=float, default=DEFAULT_TIMEOUT_S, help="patience with the others")
     arguments = parser.parse_args()
-    train_worker(arguments.run, timeout_s=arguments.timeout_s)
+    try:
+        train_worker(arguments.run, timeout_s=arguments.timeout_s)
+    except DmxError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
