@@ -32,7 +32,7 @@ import numpy as np
 K1, K2, EPS, GAP, MIN_SAMPLES, MIN_SIZE = 30, 6, 0.6, 0.02, 4, 5
 WIDTH = 2048
 STAGES = ("neighbours", "encode", "jaccard", "dbscan", "reliability")
-# Written before the first run of this comparison (stages of DMX had been timed), for two free cores at N = 8 k.
+# Written before the first run of this comparison (DMX stages had been timed), for two free cores at N = 8 k.
 PREDICTION = {
     "images": 8192,
     "reason": "275 GFLOP: faiss in float32 at 190 GFLOP/s plus selection; DMX half of it in bfloat16 at 800 "
