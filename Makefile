@@ -5,8 +5,7 @@ EXTRAS ?= cpu,synth,dev
 DEMO ?= --out demo
 
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
-comma := ,
+STAMP := $(VENV)/.installed
 
 .PHONY: demo test lint types clean
 

@@ -1,0 +1,170 @@
+"""The demo: which commands it runs, and the table it makes of their results."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dmx.config import from_tree, recipe
+from dmx.errors import DmxError
+
+RECIPE = "demo"
+LABELLED_STYLE, UNLABELLED_STYLE, UNSEEN_STYLE = "street", "campus", "mall"
+CAMERAS = 6
+BASELINE, DOMAINMIX = "synthetic only", "DomainMix"
+RUNS = {BASELINE: "synthetic-only", DOMAINMIX: "domainmix"}
+TEST_SET = "unseen"
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What is rendered and for how long it is trained.
+
+    Attributes:
+        out: folder for data, runs and the result.
+        seed: of people, cameras, weights and batches.
+        scale: share of the people and of the steps; 1 is the demo whose numbers the README shows.
+    """
+
+    out: Path
+    seed: int = 0
+    scale: float = 1.0
+    labelled_people: int = 160
+    unlabelled_people: int = 160
+    unseen_people: int = 100
+    training_images: int = 16
+    test_images: int = 12
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale <= 1:
+            raise DmxError(f"--scale wants a share above 0 and at most 1, found {self.scale}")
+
+    def people(self, full: int) -> int:
+        """Number of people at this scale; a batch of the demo's recipe needs 16 of them."""
+        return max(round(full * self.scale), 16)
+
+
+def commands(demo: Demo) -> list[list[str]]:
+    """The arguments of `dmx` for every command of the demo, in order."""
+    out, height = demo.out, from_tree(recipe(RECIPE)).data.height
+    common = ["--seed", demo.seed, "--cameras", CAMERAS, "--height", height]
+    training, testing = ["--images", demo.training_images], ["--images", demo.test_images, "--split", "test"]
+    sets = (
+        ("labelled", LABELLED_STYLE, demo.labelled_people, training),
+        ("unlabelled", UNLABELLED_STYLE, demo.unlabelled_people, training),
+        (TEST_SET, UNSEEN_STYLE, demo.unseen_people, testing),
+    )
+    todo: list[list[object]] = [["synth", "--sheet", out / "styles.png", "--seed", demo.seed]]
+    for name, style, people, images in sets:
+        todo.append(
+            [
+                "synth",
+                out / "images" / name,
+                "--style",
+                style,
+                "--identities",
+                demo.people(people),
+                *images,
+                *common,
+            ]
+        )
+    for name, *_ in sets:
+        todo.append(["ingest", out / "images" / name, out / "data" / name])
+    for name, folder in RUNS.items():
+        data = ["--source", out / "data" / "labelled", "--test", out / "data" / TEST_SET]
+        if name == DOMAINMIX:
+            data += ["--target", out / "data" / "unlabelled"]
+        todo.append(["train", "--recipe", RECIPE, *data, "--run", out / folder, *settings(demo)])
+    return [[str(word) for word in words] for words in todo]
+
+
+def settings(demo: Demo) -> list[str]:
+    """What the runs of the demo add to its recipe."""
+    chosen = {"seed": demo.seed}
+    if demo.scale < 1:
+        schedule = from_tree(recipe(RECIPE)).schedule
+        chosen["schedule.steps_per_epoch"] = max(round(schedule.steps_per_epoch * demo.scale), 2)
+    return [word for name, value in chosen.items() for word in ("--set", f"{name}={value}")]
+
+
+def run_demo(demo: Demo) -> str:
+    """Run what is not done yet; write result.json and result.md.
+
+    Returns:
+        The result as Markdown.
+
+    Raises:
+        DmxError: a command failed; its own message stands above.
+    """
+    start = time.monotonic()
+    demo.out.mkdir(parents=True, exist_ok=True)
+    seconds = {}
+    for words in commands(demo):
+        if words[0] == "ingest" and (Path(words[2]) / "manifest.json").exists():
+            continue
+        begin = time.monotonic()
+        _run(words)
+        seconds[shlex.join(words[:3])] = round(time.monotonic() - begin, 1)
+    result = _result(demo) | {"seconds": seconds, "total_seconds": round(time.monotonic() - start, 1)}
+    text = as_markdown(result)
+    (demo.out / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (demo.out / "result.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def _run(words: list[str]) -> None:
+    print(f"\n$ dmx {shlex.join(words)}", flush=True)
+    status = subprocess.run([sys.executable, "-m", "dmx", *words], check=False).returncode
+    if status:
+        raise DmxError(
+            f"`dmx {shlex.join(words)}` ended with status {status}; what it says above tells why. "
+            "Run the demo again to go on from there"
+        )
+
+
+def _result(demo: Demo) -> dict[str, Any]:
+    """Final test results of both runs and the clusters of DomainMix by epoch."""
+    models, epochs = {}, {}
+    for name, folder in RUNS.items():
+        final = json.loads((demo.out / folder / "result.json").read_text(encoding="utf-8"))
+        lines = (demo.out / folder / "epochs.jsonl").read_text(encoding="utf-8").splitlines()
+        models[name] = {"steps": final["steps"], **final["tests"][TEST_SET]}
+        epochs[name] = [json.loads(line) for line in lines]
+    return {
+        "seed": demo.seed,
+        "scale": demo.scale,
+        "styles": {"labelled": LABELLED_STYLE, "unlabelled": UNLABELLED_STYLE, TEST_SET: UNSEEN_STYLE},
+        "models": models,
+        "clusters": [
+            {"epoch": line["epoch"] + 1, "stage": line["stage"], **line["clusters"]}
+            for line in epochs[DOMAINMIX]
+            if "clusters" in line
+        ],
+    }
+
+
+def as_markdown(result: dict[str, Any]) -> str:
+    """The result as two tables: models, and clusters by epoch."""
+    styles = result["styles"]
+    lines = [
+        f"Tested on unseen cameras (style {styles[TEST_SET]}); labelled: {styles['labelled']}, "
+        f"unlabelled: {styles['unlabelled']}; seed {result['seed']}",
+        "",
+        "| trained on | steps | mAP | rank-1 | mINP |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, model in result["models"].items():
+        scores = " | ".join(f"{model[key]:.1%}" for key in ("map", "rank1", "minp"))
+        lines.append(f"| {name} | {model['steps']} | {scores} |")
+    lines += ["", "| epoch | clusters | images kept | purity |", "|---:|---:|---:|---:|"]
+    for row in result["clusters"]:
+        lines.append(
+            f"| {row['epoch']} | {row['clusters']} | {row['kept_share']:.0%} | {row['purity']:.1%} |"
+        )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,84 @@
+"""The README is true: its commands run, its tree exists, its tables are those of the results."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SCALE = "0.02"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def shell_commands() -> list[list[str]]:
+    return [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines() if line]
+
+
+def environment() -> dict[str, str]:
+    """Commands are found where this Python stands."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def test_the_two_commands_are_targets_of_the_makefile() -> None:
+    made = [words[1] for words in shell_commands() if words[0] == "make"]
+    assert made == ["demo", "test"]
+    plan = {
+        target: subprocess.run(
+            ["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        for target in made
+    }
+    assert "dmx demo --out demo" in plan["demo"]
+    for step in ("ruff check", "mypy", "pytest"):
+        assert step in plan["test"]
+
+
+@pytest.mark.timeout(900)
+def test_every_dmx_command_runs_in_order(tmp_path: Path) -> None:
+    commands = [words for words in shell_commands() if words[0] == "dmx"]
+    assert {words[1] for words in commands} == {"synth", "ingest", "train", "evaluate"}
+    for words in commands:
+        done = subprocess.run(
+            words, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
+    assert (tmp_path / "styles.png").stat().st_size > 10_000
+    assert (tmp_path / "runs/first/result.json").exists()
+    assert done.stdout.count("images/mall") == 1
+    assert done.stdout.count("data/mall") == 1
+
+
+def test_every_python_example_runs(tmp_path: Path) -> None:
+    examples = blocks("python")
+    assert examples
+    for code in examples:
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("40 (480,) (40, 64)")
+
+
+def test_the_tree_is_the_repositorys() -> None:
+    tree = README.split("## The house", 1)[1].split("```")[1]
+    named = {line.split()[0].rstrip("/") for line in tree.splitlines() if line}
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    top = {path.split("/")[0] for path in tracked if not path.startswith(".")}
+    assert named == top - {"LICENSE"}
+
+
+def test_tables_are_those_of_the_results() -> None:
+    check = [sys.executable, str(ROOT / "benchmarks" / "readme_tables.py"), "--check"]
+    assert subprocess.run(check, check=False).returncode == 0, "run python benchmarks/readme_tables.py"
