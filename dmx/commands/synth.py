@@ -87,8 +87,8 @@ def _write_dataset(args: argparse.Namespace) -> int:
     )
     summary = write_dataset(args.out, request, jobs=args.jobs)
     print(
-        f"{summary.folder}: {summary.images} images of {request.identities} people by {request.cameras} cameras, "
-        f"{summary.rendered} rendered now"
+        f"{summary.folder}: {summary.images} images of {request.identities} people "
+        f"by {request.cameras} cameras, {summary.rendered} rendered now"
     )
     return 0
 
