@@ -119,7 +119,9 @@ class OptimConfig:
     lr: float = _doc(3.5e-4, "learning rate", low=0)
     weight_decay: float = _doc(5e-4, "L2 penalty added to the gradient (Adam, not AdamW)", low=0)
     clip_norm: float = _doc(0.0, "gradient norm limit; 0 does not clip", low=0)
-    precision: Literal["fp32", "bf16"] = _doc("fp32", "arithmetic of forward and backward passes")
+    precision: Literal["fp32", "bf16", "auto"] = _doc(
+        "fp32", "arithmetic of forward and backward passes; auto is bf16 where the hardware computes in it"
+    )
     zero_stage: int = _doc(1, "DeepSpeed ZeRO stage", low=0, high=3)
 
 

@@ -16,10 +16,21 @@ from dmx.errors import DmxError
 
 RECIPE = "demo"
 LABELLED_STYLE, UNLABELLED_STYLE, UNSEEN_STYLE = "street", "campus", "mall"
-CAMERAS = 6
 BASELINE, DOMAINMIX = "synthetic only", "DomainMix"
 RUNS = {BASELINE: "synthetic-only", DOMAINMIX: "domainmix"}
 TEST_SET = "unseen"
+
+
+@dataclass(frozen=True)
+class Set:
+    """One rendered data set: so many people, seen by so many cameras, so many images of each."""
+
+    name: str
+    style: str
+    people: int
+    cameras: int
+    images: int
+    split: str = "train"
 
 
 @dataclass(frozen=True)
@@ -35,11 +46,9 @@ class Demo:
     out: Path
     seed: int = 0
     scale: float = 1.0
-    labelled_people: int = 160
-    unlabelled_people: int = 160
-    unseen_people: int = 100
-    training_images: int = 16
-    test_images: int = 12
+    labelled: Set = Set("labelled", LABELLED_STYLE, people=160, cameras=6, images=16)
+    unlabelled: Set = Set("unlabelled", UNLABELLED_STYLE, people=120, cameras=4, images=24)
+    unseen: Set = Set(TEST_SET, UNSEEN_STYLE, people=100, cameras=6, images=12, split="test")
 
     def __post_init__(self) -> None:
         if not 0 < self.scale <= 1:
@@ -53,29 +62,14 @@ class Demo:
 def commands(demo: Demo) -> list[list[str]]:
     """The arguments of `dmx` for every command of the demo, in order."""
     out, height = demo.out, from_tree(recipe(RECIPE)).data.height
-    common = ["--seed", demo.seed, "--cameras", CAMERAS, "--height", height]
-    training, testing = ["--images", demo.training_images], ["--images", demo.test_images, "--split", "test"]
-    sets = (
-        ("labelled", LABELLED_STYLE, demo.labelled_people, training),
-        ("unlabelled", UNLABELLED_STYLE, demo.unlabelled_people, training),
-        (TEST_SET, UNSEEN_STYLE, demo.unseen_people, testing),
-    )
+    sets = (demo.labelled, demo.unlabelled, demo.unseen)
     todo: list[list[object]] = [["synth", "--sheet", out / "styles.png", "--seed", demo.seed]]
-    for name, style, people, images in sets:
-        todo.append(
-            [
-                "synth",
-                out / "images" / name,
-                "--style",
-                style,
-                "--identities",
-                demo.people(people),
-                *images,
-                *common,
-            ]
-        )
-    for name, *_ in sets:
-        todo.append(["ingest", out / "images" / name, out / "data" / name])
+    for each in sets:
+        people = ["--style", each.style, "--identities", demo.people(each.people), "--images", each.images]
+        scene = ["--cameras", each.cameras, "--split", each.split, "--height", height, "--seed", demo.seed]
+        todo.append(["synth", out / "images" / each.name, *people, *scene])
+    for each in sets:
+        todo.append(["ingest", out / "images" / each.name, out / "data" / each.name])
     for name, folder in RUNS.items():
         data = ["--source", out / "data" / "labelled", "--test", out / "data" / TEST_SET]
         if name == DOMAINMIX:

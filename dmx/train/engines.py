@@ -41,7 +41,14 @@ class EngineSettings:
     clip_norm: float = 0.0
     accumulation: int = 1
     zero_stage: int = 1
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+
+
+def computes_in_bf16(device: str) -> bool:
+    """Whether the hardware multiplies bfloat16 itself; elsewhere it is emulated and slower than float32."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 class _Precision(nn.Module):
@@ -50,7 +57,7 @@ class _Precision(nn.Module):
     def __init__(self, module: nn.Module, precision: str, device: str) -> None:
         super().__init__()
         self.module = module
-        self._bf16 = precision == "bf16"
+        self._bf16 = precision == "bf16" or (precision == "auto" and computes_in_bf16(device))
         self._device = device
 
     def forward(self, *inputs: Tensor) -> Any:
