@@ -6,13 +6,17 @@ only eat precision. For a fixed row i, ordering j by similarity is ordering by
     key(i, j) = <u_i, u_j> + a_j,      a_j = <m, x_j / |x_j|> - mean_j(a)      (plus what depends on i alone)
 
 The product is taken in bfloat16 where the processor multiplies it natively, else in float32. A computed key c
-is off by at most
+is off from s(i, j) less what depends on i alone, s as `similarity.py` computes it, by at most
 
     E_i(c) = base_i + r |c|
     base_i = e_i max_j(|u_j| + e_j) + |u_i| max_j e_j        rounding of the factors, e_i = |u_i - round(u_i)|
            + (D + 8) 2^-23 |u_i| max_j |u_j|                 summation in float32, in any order
            + r max_j |a_j| + 2^-21 (1 + max_j |a_j|) w       rounding of the product, of a_j and of the sum
-    r      = 2^-9 for a bfloat16 product, 2^-24 for float32;   w = |u_i| max_j |u_j| + max_j |a_j|
+           + 2^-45 + (D + 8) 2^-52                           rounding of s to its grid; s and a_j in float64
+    r      = 2^-8 for a bfloat16 product, 2^-24 for float32;   w = |u_i| max_j |u_j| + max_j |a_j|
+
+The e_i are measured. r is half a step: numbers of p significant bits, 8 in bfloat16 and 24 in float32, lie
+2^(1-p) apart in [1, 2), so rounding to nearest moves a number by up to 2^-p of its size.
 
 If c_k is the k-th largest computed key of row i, no true neighbour has a computed key below
 c_k - 2.02 E_i(c_k) (the 1 % covers the second order, as r < 0.0099). Keys that reach this threshold are
@@ -34,6 +38,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from dmx.kernels.blocks import Workers, run_blocks
+from dmx.kernels.similarity import GRID
 
 _TILE = 512  # rows and columns of a tile: 1 MB in float32, and the product runs at its full rate
 _CHUNK = 16  # scores tested at once: a chunk without a hit costs a few vector instructions
@@ -262,6 +267,7 @@ def _bound(rows: _Rows, others: _Rows, rounding: float) -> NDArray[np.float64]:
     size = rows.length * longest
     summation = (rows.low.shape[1] + 8) * 2.0**-23 * size
     small = rounding * shift + 2.0**-21 * (1 + shift) * (size + shift)
+    small += 0.5 / GRID + (rows.low.shape[1] + 8) * 2.0**-52
     return np.asarray(rows.error * (longest + worst) + rows.length * worst + summation + small)
 
 
@@ -315,7 +321,8 @@ class _Buffers:
 
 
 def _rounding(dtype: torch.dtype) -> float:
-    return 2.0**-9 if dtype == torch.bfloat16 else 2.0**-24
+    """r of the formula on top of the file."""
+    return 2.0**-8 if dtype == torch.bfloat16 else 2.0**-24
 
 
 def self_candidates(features: NDArray[Any], squares: NDArray[np.float64], k: int) -> Candidates:

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+import dmx.kernels.candidates
+import dmx.kernels.knn
 from dmx.kernels.candidates import _bound, _mean, _prepare, _product, cuda_candidates, self_candidates
 from dmx.kernels.knn import knn, self_knn, self_knn_reference
-from dmx.kernels.similarity import first_equal, similarity_reference, squared_lengths
+from dmx.kernels.similarity import cosine, first_equal, similarity_reference, squared_lengths
 
 
 def rows(n: int, d: int, seed: int = 0) -> np.ndarray:
@@ -49,7 +51,7 @@ def test_keys_stay_within_the_bound(dtype: torch.dtype, shift: float) -> None:
     squares = squared_lengths(x)
     mean = _mean(x, squares)
     near = _prepare(x, squares, mean, dtype)
-    rounding = 2.0**-9 if dtype == torch.bfloat16 else 2.0**-24
+    rounding = torch.finfo(dtype).eps / 2
     base = _bound(near, near, rounding)
     computed = (_product(near.low, near.low) + near.offset).astype(np.float64)
     unit = x.astype(np.float64) / np.sqrt(squares)[:, None]
@@ -59,6 +61,70 @@ def test_keys_stay_within_the_bound(dtype: torch.dtype, shift: float) -> None:
     bound = base[:, None] + rounding * np.abs(computed)
     assert (error <= bound).all()
     assert bound.max() < 1000 * error.max()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_products_round_by_half_a_step(dtype: torch.dtype) -> None:
+    """|computed - exact| <= r |computed|, and r is no more than twice what is seen."""
+    x = torch.from_numpy(rows(300, 2)).to(dtype)
+    x[:, 1] = 0  # no sums: one rounding a product
+    computed, exact = _product(x, x).astype(np.float64), (x.double() @ x.double().T).numpy()
+    seen = (np.abs(computed - exact) / np.abs(computed)).max()
+    rounding = dmx.kernels.candidates._rounding(dtype)
+    assert rounding / 2 < seen <= rounding == torch.finfo(dtype).eps / 2
+
+
+def fillers(square: float) -> list[float]:
+    """Numbers that bfloat16 holds exactly and whose squares add up to `square`, but for 1e-10."""
+    found = []
+    while square > 1e-10:
+        found.append(float(torch.tensor(square**0.5 * (1 - 2.0**-8)).bfloat16()))
+        square -= found[-1] ** 2
+    return found
+
+
+def hidden_neighbour(d: int = 128) -> np.ndarray:
+    """Rows 0 and 1 have the neighbours 82 and 83, which rounding a product to bfloat16 puts far behind.
+
+    The mean is 1/2 on the first axis and the rest is exact in bfloat16, so only the product is rounded. With
+    row 0, rows 2, 4, ... have the key 1/2 + 16.5 u, which rounds up to 1/2 + 32 u (u = 2^-13), and row 82 has
+    1/2 + 47.5 u, which rounds down to the same, less 30.5 u for its part along the mean.
+    """
+    u, shift = 2.0**-13, 61 * 2.0**-13
+    specs = [(0.5, (0.5, 0.5, 0.5))] + [(0.5, (0.5, 0.5, 33 * u))] * 40
+    specs += [(0.5 - shift, (0.5, 0.5, 95 * u)), (0.5 + shift, (0.0, 0.0, 0.0))]
+    x = np.zeros((len(specs), 2, d), np.float32)  # two of each, mirrored but for the first axis
+    rng = np.random.default_rng(0)
+    for row, (first, next_three) in zip(x, specs, strict=True):
+        rest = fillers(1 - first**2 - sum(value**2 for value in next_three))
+        row[:, 1:4] = next_three
+        row[:, 4 + rng.permutation(d - 4)[: len(rest)]] = rest * rng.choice([-1, 1], len(rest))
+        row[1] *= -1
+        row[:, 0] = first
+    return x.reshape(-1, d)
+
+
+@pytest.mark.parametrize("k", [2, 10, 30])
+def test_a_neighbour_that_bfloat16_hides_is_found(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (dmx.kernels.candidates, dmx.kernels.knn):  # also where the processor has no bfloat16
+        monkeypatch.setattr(module, "product_dtype", lambda width: torch.bfloat16)
+    x = hidden_neighbour()
+    want = self_knn_reference(x, k).indices
+    assert want[0, 1] == 82
+    assert want[1, 1] == 83
+    np.testing.assert_array_equal(self_knn(x, k).indices, want)
+
+
+@pytest.mark.parametrize("spread", [1e-5, 1e-6, 1e-7])
+@pytest.mark.parametrize("d", [3, 40, 200])
+def test_ties_on_the_grid_are_kept(d: int, spread: float) -> None:
+    """Rows this close tie in the similarity's 2^-44 steps, and the candidates must not part them."""
+    x = (1 + spread * rows(600, d)).astype(np.float32)
+    squares, first = squared_lengths(x), first_equal(x)
+    s = np.array([[cosine(x[i], x[j], squares[i], squares[j]) for j in first] for i in first])
+    np.fill_diagonal(s, 2)  # every row leads its own list
+    want = np.argsort(-s, axis=1, kind="stable")[:, :10]
+    np.testing.assert_array_equal(self_knn(x, 10).indices, want)
 
 
 def test_rounding_is_to_nearest_even() -> None:
