@@ -375,32 +375,36 @@ def query_candidates(
 def cuda_candidates(
     queries: NDArray[Any], query_squares: NDArray[np.float64],
     features: NDArray[Any], squares: NDArray[np.float64], k: int, device: str = "cuda",
+    dtype: torch.dtype = torch.bfloat16,
 ) -> Candidates:  # fmt: skip
     """`query_candidates` on a torch device, a block of rows at a time.
 
     The factors are rounded to bfloat16 but multiplied as float32: whatever precision torch was told to use
-    for float32 products, TF32 or bfloat16, such factors are exact in it, and sums stay in float32.
+    for float32 products, TF32 or bfloat16, such factors are exact in it, and sums stay in float32. Where
+    `dtype` is float32, factors keep its 24 bits and are multiplied as float64, which no setting touches.
     """
     mean = _mean(features, squares)
-    others = _prepare(features, squares, mean, torch.bfloat16)
-    rows = _prepare(queries, query_squares, mean, torch.bfloat16)
-    base = _bound(rows, others, 2.0**-24)
+    others = _prepare(features, squares, mean, dtype)
+    rows = _prepare(queries, query_squares, mean, dtype)
+    rounding = _rounding(torch.float32)  # of the keys
+    base = _bound(rows, others, rounding)
+    factor = torch.float32 if dtype == torch.bfloat16 else torch.float64
     kept = min(max(8 * k, 128), len(features))
-    right, offset = others.low.to(device).float(), torch.from_numpy(others.offset).to(device)
+    right, offset = others.low.to(device, factor), torch.from_numpy(others.offset).to(device)
     ids = np.empty((len(queries), kept), np.int32)
     at_most = np.empty((len(queries), kept), np.float32)
     counts = np.empty(len(queries), np.int32)
     constant = base + _constant(rows, others, mean) + 2.0**-22
-    step = max(1, 2**28 // (4 * len(features)))
+    step = max(1, 2**28 // (factor.itemsize * len(features)))
     for i in range(0, len(queries), step):
-        keys = rows.low[i : i + step].to(device).float() @ right.T
+        keys = (rows.low[i : i + step].to(device, factor) @ right.T).float()
         keys += offset
         top = keys.topk(kept, dim=1)
         value = top.values.double().cpu().numpy()
         best = value[:, k - 1]
-        limit = best - 2.02 * (base[i : i + step] + 2.0**-24 * np.abs(best))
+        limit = best - 2.02 * (base[i : i + step] + rounding * np.abs(best))
         within = (value >= limit[:, None]).sum(1)
         counts[i : i + step] = np.where((within == kept) & (kept < len(features)), -1, within)
         ids[i : i + step] = top.indices.cpu().numpy()
-        at_most[i : i + step] = value + 2.0**-24 * np.abs(value) + constant[i : i + step, None]
+        at_most[i : i + step] = value + rounding * np.abs(value) + constant[i : i + step, None]
     return Candidates(ids, counts, at_most)

@@ -7,7 +7,8 @@ N < k gives N columns.
 
 Method: rows equal bit by bit are joined as one row and spread afterwards (so that a thousand copies cost no
 more than one); `candidates.py` gives a short list that provably holds all neighbours; the list is rescored
-in float64. Rows whose list overflowed are compared with everybody.
+in float64. Rows whose list overflowed get a longer look in float32, and are compared with everybody if that
+overflows too.
 
 Shapes: features (N, D), queries (Q, D); indices (., k) int32, similarities (., k) float64.
 Error: none in the indices; similarities as in `similarity.py`.
@@ -142,13 +143,19 @@ def _distinct(features: NDArray[Any]) -> _Distinct:
 
 def _again_in_float32(
     candidates: Candidates, queries: NDArray[Any], query_squares: NDArray[np.float64],
-    features: NDArray[Any], squares: NDArray[np.float64], k: int,
+    features: NDArray[Any], squares: NDArray[np.float64], k: int, device: str,
 ) -> None:  # fmt: skip
     """Another try, in place, for the rows that overflowed because bfloat16 tells too little apart."""
     rows = np.flatnonzero(candidates.counts < 0)
-    if len(rows) == 0 or product_dtype(features.shape[1]) == torch.float32:
+    if len(rows) == 0:
         return
-    found = query_candidates(queries[rows], query_squares[rows], features, squares, k, torch.float32)
+    again = queries[rows], query_squares[rows], features, squares, k
+    if device != "cpu":
+        found = cuda_candidates(*again, device, torch.float32)
+    elif product_dtype(features.shape[1]) == torch.bfloat16:
+        found = query_candidates(*again, torch.float32)
+    else:
+        return
     candidates.counts[rows] = found.counts
     candidates.ids[rows] = found.ids
     candidates.at_most[rows] = found.at_most
@@ -188,7 +195,8 @@ def self_knn(
         features: (N, D) float32 or float64, C-contiguous, finite, no row zero.
         k: columns wanted, >= 1; min(k, N) are returned.
         squares: (N,) float64 squared lengths where the caller has them already.
-        device: "cpu" or "cuda"; where candidates are sought. The result is the same.
+        device: where candidates are sought: "cpu", or a torch device such as "cuda" or "cuda:1". The result
+            is the same. "cpu:0" takes the way of the other devices on the CPU, to test it.
 
     Returns:
         Neighbours of shape (N, min(k, N)).
@@ -199,11 +207,11 @@ def self_knn(
     rows = features if plain else features[distinct.rows]
     row_squares = squares if plain else squares[distinct.rows]
     width = min(k, len(rows))
-    if device == "cuda":
-        candidates = cuda_candidates(rows, row_squares, rows, row_squares, width)
-    else:
+    if device == "cpu":
         candidates = self_candidates(rows, row_squares, width)
-        _again_in_float32(candidates, rows, row_squares, rows, row_squares, width)
+    else:
+        candidates = cuda_candidates(rows, row_squares, rows, row_squares, width, device)
+    _again_in_float32(candidates, rows, row_squares, rows, row_squares, width, device)
     near = _rescored(rows, row_squares, rows, row_squares, candidates, width, True)
     if plain:
         return near
@@ -217,7 +225,7 @@ def knn(queries: NDArray[Any], features: NDArray[Any], k: int, *, device: str = 
         queries: (Q, D) of the features' type, C-contiguous, finite, no row zero.
         features: (N, D) float32 or float64, likewise.
         k: columns wanted, >= 1; min(k, N) are returned.
-        device: "cpu" or "cuda".
+        device: as in `self_knn`.
 
     Returns:
         Neighbours of shape (Q, min(k, N)).
@@ -226,11 +234,11 @@ def knn(queries: NDArray[Any], features: NDArray[Any], k: int, *, device: str = 
     rows = features if len(distinct.rows) == len(features) else features[distinct.rows]
     squares, query_squares = squared_lengths(rows), squared_lengths(queries)
     width = min(k, len(rows))
-    if device == "cuda":
-        candidates = cuda_candidates(queries, query_squares, rows, squares, width)
-    else:
+    if device == "cpu":
         candidates = query_candidates(queries, query_squares, rows, squares, width)
-        _again_in_float32(candidates, queries, query_squares, rows, squares, width)
+    else:
+        candidates = cuda_candidates(queries, query_squares, rows, squares, width, device)
+    _again_in_float32(candidates, queries, query_squares, rows, squares, width, device)
     near = _rescored(queries, query_squares, rows, squares, candidates, width, False)
     if rows is features:
         return near

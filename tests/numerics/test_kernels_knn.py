@@ -115,16 +115,34 @@ def test_a_neighbour_that_bfloat16_hides_is_found(k: int, monkeypatch: pytest.Mo
     np.testing.assert_array_equal(self_knn(x, k).indices, want)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
 @pytest.mark.parametrize("spread", [1e-5, 1e-6, 1e-7])
 @pytest.mark.parametrize("d", [3, 40, 200])
-def test_ties_on_the_grid_are_kept(d: int, spread: float) -> None:
+def test_ties_on_the_grid_are_kept(d: int, spread: float, device: str) -> None:
     """Rows this close tie in the similarity's 2^-44 steps, and the candidates must not part them."""
     x = (1 + spread * rows(600, d)).astype(np.float32)
     squares, first = squared_lengths(x), first_equal(x)
     s = np.array([[cosine(x[i], x[j], squares[i], squares[j]) for j in first] for i in first])
     np.fill_diagonal(s, 2)  # every row leads its own list
     want = np.argsort(-s, axis=1, kind="stable")[:, :10]
-    np.testing.assert_array_equal(self_knn(x, 10).indices, want)
+    np.testing.assert_array_equal(self_knn(x, 10, device=device).indices, want)
+
+
+def test_rows_that_overflow_are_tried_again_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Near copies that bfloat16 factors cannot tell apart: none is left to compare with everybody."""
+    x = np.concatenate([rows(1, 200) + np.float32(0.03) * rows(600, 200, 1), rows(60, 200, 2)])
+    squares = squared_lengths(x)
+    assert (cuda_candidates(x, squares, x, squares, 10, "cpu").counts < 0).any()
+    held = []
+    rescored = dmx.kernels.knn._rescored
+    monkeypatch.setattr(
+        dmx.kernels.knn, "_rescored", lambda *given: (held.append(given[4].counts), rescored(*given))[1]
+    )
+    want = self_knn_reference(x, 10).indices
+    np.testing.assert_array_equal(self_knn(x, 10, device="cpu:0").indices, want)
+    np.testing.assert_array_equal(knn(x, x, 10, device="cpu:0").indices, want)
+    assert all((counts > 0).all() for counts in held)
+    assert len(held) == 2
 
 
 def test_rounding_is_to_nearest_even() -> None:
