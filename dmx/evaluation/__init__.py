@@ -2,6 +2,6 @@
 
 from dmx.evaluation.embedded import Embedded
 from dmx.evaluation.metrics import Metrics
-from dmx.evaluation.protocol import evaluate
+from dmx.evaluation.protocol import evaluate, require_answers
 
-__all__ = ["Embedded", "Metrics", "evaluate"]
+__all__ = ["Embedded", "Metrics", "evaluate", "require_answers"]

@@ -11,6 +11,8 @@ from dmx.errors import DmxError
 
 UNKNOWN = -1
 CHECKED_ROWS = 4096
+# ||x - y||^2 is at most four times the larger of both squared norms.
+LARGEST_SQUARED_NORM = float(np.finfo(np.float32).max) / 4
 
 
 @dataclass(frozen=True)
@@ -18,12 +20,13 @@ class Embedded:
     """Embeddings of one split.
 
     Args:
-        features: (N, D) float32, finite; other floating types are converted.
+        features: (N, D) float32, finite and short enough for squared distances to be so; other floating
+            types are converted.
         identities: (N,) int64; -1 is junk that counts neither for nor against anything.
         cameras: (N,) int32; -1 is unknown, and no two unknown cameras are the same.
 
     Raises:
-        DmxError: wrong shapes, or features that are not finite (the first such row is named).
+        DmxError: wrong shapes, or features that are not finite or too long (the first such row is named).
     """
 
     features: NDArray[np.float32]
@@ -42,7 +45,7 @@ class Embedded:
                 raise DmxError(
                     f"{name}: wanted one for each of the {len(features)} features, found shape {column.shape}"
                 )
-        _require_finite(features)
+        _require_finite_distances(features)
         object.__setattr__(self, "features", features)
         object.__setattr__(self, "identities", identities)
         object.__setattr__(self, "cameras", cameras)
@@ -58,9 +61,17 @@ class Embedded:
         return Embedded(self.features[keep], self.identities[keep], self.cameras[keep])
 
 
-def _require_finite(features: NDArray[np.float32]) -> None:
+def _require_finite_distances(features: NDArray[np.float32]) -> None:
     for start in range(0, len(features), CHECKED_ROWS):
-        rows = np.isfinite(features[start : start + CHECKED_ROWS]).all(axis=1)
-        if not rows.all():
-            row = start + int(np.argmin(rows))
-            raise DmxError(f"features: wanted finite numbers, found NaN or infinity in row {row}")
+        block = features[start : start + CHECKED_ROWS]
+        with np.errstate(over="ignore", invalid="ignore"):
+            usable = np.einsum("nd,nd->n", block, block) <= LARGEST_SQUARED_NORM
+        if usable.all():
+            continue
+        row = int(np.argmin(usable))
+        if not np.isfinite(block[row]).all():
+            raise DmxError(f"features: wanted finite numbers, found NaN or infinity in row {start + row}")
+        raise DmxError(
+            f"features: wanted rows whose squared distances fit float32, found length "
+            f"{np.linalg.norm(block[row].astype(np.float64)):.3g} in row {start + row}; make them unit rows"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,16 @@ from dmx.evaluation.ranking import ranks_of_hits
 from dmx.evaluation.rerank import reranked_blocks
 
 BLOCK_BYTES = 256 * 2**20
+
+
+class Side(Protocol):
+    """A query or gallery: embeddings, or the images they will be made of."""
+
+    @property
+    def identities(self) -> NDArray[np.int64]: ...
+
+    @property
+    def cameras(self) -> NDArray[np.int32]: ...
 
 
 def evaluate(
@@ -55,7 +65,7 @@ def evaluate(
             f"{gallery.features.shape[1]}; embed both with the same model"
         )
     gallery = gallery.known()
-    _require_answers(query, gallery)
+    require_answers(query, gallery)
     if rerank:
         blocks = reranked_blocks(query.features, gallery.features, k1, k2, lambda_, block_bytes)
     else:
@@ -72,10 +82,14 @@ def evaluate(
     return metrics_from_ranks(np.concatenate(ranks), np.concatenate(counts), ap)
 
 
-def _require_answers(query: Embedded, gallery: Embedded) -> None:
-    """There is a query whose identity the gallery has under another, or an unknown, camera."""
-    for name, split in (("query", query), ("gallery", gallery)):
-        if len(split) == 0:
+def require_answers(query: Side, gallery: Side) -> None:
+    """Check that the gallery has some query's identity under another, or an unknown, camera.
+
+    Raises:
+        DmxError: it has not, so that there is nothing to measure; tells why.
+    """
+    for name, side in (("query", query), ("gallery", gallery)):
+        if not (side.identities != UNKNOWN).any():
             raise DmxError(f"{name}: wanted images of known identity, found none")
     cameras: dict[int, set[int]] = {}
     for identity, camera in zip(gallery.identities.tolist(), gallery.cameras.tolist(), strict=True):
@@ -89,6 +103,6 @@ def _require_answers(query: Embedded, gallery: Embedded) -> None:
         else:
             return
     raise DmxError(
-        f"no valid query among {len(query)}: {absent} are of identities that the gallery lacks, and {same} "
+        f"no valid query among {len(query.identities)}: {absent} are of identities that the gallery lacks, and {same} "
         "of identities that it has under the query's own camera only; check identities and cameras of both"
     )

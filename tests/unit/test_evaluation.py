@@ -157,6 +157,8 @@ def test_unusable_inputs_are_named() -> None:
         evaluate(good, Embedded(np.zeros((1, 2)), np.ones(1), np.ones(1)))
     with pytest.raises(DmxError, match="NaN or infinity in row 1"):
         line([0, np.nan], [1, 2], [0, 0])
+    with pytest.raises(DmxError, match=r"squared distances fit float32, found length 1\.5e\+19 in row 1"):
+        line([0, 1.5e19], [1, 2], [0, 0])
     with pytest.raises(DmxError, match=r"cameras: wanted one for each of the 2 features, found shape \(1,\)"):
         Embedded(np.zeros((2, 1)), np.ones(2), np.ones(1))
 
