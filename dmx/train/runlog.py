@@ -50,9 +50,10 @@ class RunLog:
         self._show("train", values, values["global_step"])
 
     def epoch(self, values: Mapping[str, Any], global_step: int) -> None:
-        """Log one epoch; `values` has its `epoch`."""
+        """Log one epoch; `values` has its `epoch`, and `global_step` is the first step after it."""
         _append(self._epochs, values)
-        self._show("epoch", values, global_step)
+        # At its last step: whoever goes on after the epoch drops what TensorBoard has from `global_step` on.
+        self._show("epoch", values, global_step - 1)
 
     def _show(self, group: str, values: Mapping[str, Any], global_step: int) -> None:
         if self._board is None:
@@ -88,8 +89,13 @@ def _truncate(file: Path, keeps: Callable[[dict[str, Any]], bool]) -> None:
             continue
         if keeps(values):
             kept.append(line + "\n")
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
+    write_whole(file, "".join(kept))
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file so that a reader finds the old text or the new one, whole."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
     temporary.rename(file)
 
 
@@ -114,5 +120,5 @@ def versions() -> dict[str, str]:
 def describe_run(run: Path, config: Config) -> None:
     """Save the resolved configuration and the versions into the run folder."""
     run.mkdir(parents=True, exist_ok=True)
-    (run / CONFIG).write_text(yaml.safe_dump(to_tree(config), sort_keys=False), encoding="utf-8")
-    (run / VERSIONS).write_text(json.dumps(versions(), indent=1) + "\n", encoding="utf-8")
+    write_whole(run / CONFIG, yaml.safe_dump(to_tree(config), sort_keys=False))
+    write_whole(run / VERSIONS, json.dumps(versions(), indent=1) + "\n")

@@ -56,6 +56,30 @@ def test_tensorboard_gets_steps_and_nested_results(tmp_path: Path) -> None:
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(4, 2.5)]
 
 
+def test_tensorboard_keeps_the_last_epoch_when_a_run_goes_on(tmp_path: Path) -> None:
+    """What TensorBoard drops on resume begins after the epoch's own numbers."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first in (0, 2):
+        log = RunLog(tmp_path, global_step=first, epoch=first // 2)
+        for step in (first, first + 1):
+            log.step({"global_step": step, "loss": 1.0})
+        log.epoch({"epoch": first // 2, "lr": 0.5}, global_step=first + 2)
+        log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("epoch/lr")] == [1, 3]
+    assert [event.step for event in events.Scalars("train/loss")] == [0, 1, 2, 3]
+
+
+def test_a_reader_never_finds_half_a_configuration(tmp_path: Path) -> None:
+    """A configuration written again takes the place of the old file, which whoever opened it still reads."""
+    describe_run(tmp_path, Config(seed=1))
+    with open(tmp_path / CONFIG, encoding="utf-8") as file:
+        describe_run(tmp_path, Config(seed=2))
+        assert "seed: 1" in file.read()
+    assert from_tree(("saved", read_yaml(tmp_path / CONFIG))) == Config(seed=2)
+
+
 def test_configuration_and_versions_are_saved(tmp_path: Path) -> None:
     """The saved configuration reads back as it was."""
     config = from_tree(("test", {"seed": 5, "data": {"tests": ["a", "b"]}}))
