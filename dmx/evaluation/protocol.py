@@ -103,6 +103,7 @@ def require_answers(query: Side, gallery: Side) -> None:
         else:
             return
     raise DmxError(
-        f"no valid query among {len(query.identities)}: {absent} are of identities that the gallery lacks, and {same} "
-        "of identities that it has under the query's own camera only; check identities and cameras of both"
+        f"no valid query among {len(query.identities)}: {absent} are of identities that the gallery lacks, "
+        f"and {same} of identities that it has under the query's own camera only; check identities and "
+        "cameras of both"
     )
