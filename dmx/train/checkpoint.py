@@ -64,6 +64,14 @@ class Progress:
     epochs: list[dict[str, Any]] = field(default_factory=list)
     record: dict[str, Any] = field(default_factory=dict)
 
+    def best_epoch(self) -> dict[str, Any] | None:
+        """The record of the epoch with the highest mAP on the first test set, the first among equals.
+
+        This is how the published code chooses its result. None when no epoch was tested.
+        """
+        tested = [record for record in self.epochs if record.get("tests")]
+        return max(tested, key=lambda record: next(iter(record["tests"].values()))["map"], default=None)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -82,6 +90,7 @@ def write_checkpoint(
     tensors: Mapping[str, Mapping[str, Tensor]],
     *,
     keep: int,
+    best: bool = False,
     facts: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a checkpoint into a run folder and make it the latest. One process calls this.
@@ -92,6 +101,7 @@ def write_checkpoint(
         config: the resolved configuration.
         tensors: contents by file name, without suffix; an empty one is left out.
         keep: how many of the last checkpoints stay (the best one stays too).
+        best: also make it the best.
         facts: further entries of state.json, for people: versions, processes.
 
     Returns:
@@ -117,6 +127,9 @@ def write_checkpoint(
     final = folder / name
     temporary.rename(final)
     _flush(folder)
+    if best:
+        # Before `latest`: after a crash in between, the run comes to this checkpoint, and this line, again.
+        point(run, BEST, name)
     point(run, LATEST, name)
     _forget_old(folder, keep)
     return final
@@ -182,6 +195,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if MODEL not in tensors:
         raise DmxError(f"{path}: wanted {MODEL}.safetensors, found {sorted(os.listdir(path))}")
     return Checkpoint(path, progress, _read_config(path), tensors)
+
+
+def read_state(path: Path) -> tuple[Progress, Config]:
+    """Where a checkpoint folder stands and how it was trained, without its tensors.
+
+    Raises:
+        DmxError: naming the file that is missing or broken.
+    """
+    return _read_progress(path / "state.json"), _read_config(path)
 
 
 def _read_progress(file: Path) -> Progress:

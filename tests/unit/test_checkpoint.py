@@ -13,6 +13,7 @@ from dmx.train import checkpoint
 from dmx.train.checkpoint import (
     BEST,
     FOLDER,
+    LATEST,
     MODEL,
     Progress,
     latest,
@@ -25,8 +26,9 @@ from dmx.train.checkpoint import (
 TENSORS = {MODEL: {"weight": torch.arange(3.0)}, "labels": {"pseudo": torch.tensor([-1, 0])}, "empty": {}}
 
 
-def _write(run: Path, step: int, keep: int = 2) -> Path:
-    return write_checkpoint(run, Progress(seed=3, epoch=1, global_step=step), Config(), TENSORS, keep=keep)
+def _write(run: Path, step: int, best: bool = False) -> Path:
+    progress = Progress(seed=3, epoch=1, global_step=step)
+    return write_checkpoint(run, progress, Config(), TENSORS, keep=2, best=best)
 
 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
@@ -66,6 +68,42 @@ def test_a_crash_while_writing_leaves_the_previous_one(
     second = _write(tmp_path, 3)
     assert latest(tmp_path) == second
     assert not list((tmp_path / FOLDER).glob(".*"))
+
+
+def test_a_crash_between_its_pointers_loses_no_best_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once a checkpoint is the latest, a run never comes back to say that it is the best."""
+    _write(tmp_path, 1)
+    crashes = [LATEST]
+
+    def point_or_crash(run: Path, pointer: str, name: str) -> None:
+        if pointer in crashes:
+            raise KeyboardInterrupt
+        point(run, pointer, name)
+
+    monkeypatch.setattr(checkpoint, "point", point_or_crash)
+    with pytest.raises(KeyboardInterrupt):
+        _write(tmp_path, 2, best=True)
+    best = latest(tmp_path, BEST)
+    assert best is not None
+    read_checkpoint(best)
+    crashes.clear()
+    again = _write(tmp_path, 2, best=True)
+    assert latest(tmp_path, BEST) == latest(tmp_path) == again
+
+
+def test_the_best_epoch_is_the_first_with_the_highest_score() -> None:
+    """On the first test set; epochs that were not tested do not count."""
+    scores = (0.25, None, 0.5, 0.5, 0.375)
+    epochs = [
+        {"epoch": epoch, **({} if score is None else {"tests": {"a": {"map": score}, "b": {"map": epoch}}})}
+        for epoch, score in enumerate(scores)
+    ]
+    best = Progress(0, epochs=epochs).best_epoch()
+    assert best is not None
+    assert best["epoch"] == 2
+    assert Progress(0, epochs=[{"epoch": 0}, {"epoch": 1, "tests": {}}]).best_epoch() is None
 
 
 def _crash(*_: object) -> None:
