@@ -3,14 +3,17 @@
 A `Config` is a tree of frozen dataclasses. A recipe (YAML) holds only the fields that differ from the
 defaults; the command line overrides single fields by their dotted name (`schedule.epochs=3`). The resolved
 configuration is saved with the run and reads back as it was.
+
+Relative paths, those in a recipe too, start from the folder in which the command runs; the saved ones are
+absolute.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib.resources
-import types
+import json
+import textwrap
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,10 +23,25 @@ from typing import Any, Literal
 import yaml
 
 from dmx.errors import DmxError
+from dmx.settings import check_limits, convert, flatten, limits, unflatten, wanted
+
+# Here, where nothing heavy is imported, because the command line names them.
+Launcher = Literal["ray", "torchrun", "inline"]
+LAUNCHERS: tuple[Launcher, ...] = typing.get_args(Launcher)
+
+HELP_WIDTH = 84
+
+
+class _ConflictError(DmxError):
+    """Settings that do not fit each other. `from_tree` adds where they were set."""
+
+    def __init__(self, text: str, *names: str) -> None:
+        super().__init__(text)
+        self.names = names
 
 
 def _doc(default: Any, text: str, **limits: Any) -> Any:
-    """A field with its help text (unit included) and limits: `low`, `high` (both allowed)."""
+    """A field with its help text (unit included) and limits: `low`, `high` (both allowed), of each item."""
     metadata = {"help": text, **limits}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
@@ -35,7 +53,7 @@ class DataConfig:
     """The data sets: folders made by `dmx ingest`, or raw known layouts read in place."""
 
     source: str | None = _doc(None, "labelled (synthetic) data set: path")
-    target: str | None = _doc(None, "unlabelled (real) data set: path; none trains on the source alone")
+    target: str | None = _doc(None, "unlabelled (real) data set: path; null trains on the source alone")
     tests: tuple[str, ...] = _doc((), "data sets with query and gallery, reported only: paths")
     height: int = _doc(256, "image height in pixels", low=16)
     width: int = _doc(128, "image width in pixels", low=16)
@@ -51,7 +69,9 @@ class ModelConfig:
     pretrained: bool = _doc(False, "start from timm's ImageNet weights (downloads them)")
     weights: str | None = _doc(None, "start from a local file: safetensors, or a torch state dict")
     last_stride: int = _doc(1, "stride of the last stage of a ResNet", low=1, high=2)
-    discriminator_widths: tuple[int, ...] = _doc((1024, 512, 256), "hidden widths of the discriminator")
+    discriminator_widths: tuple[int, ...] = _doc(
+        (1024, 512, 256), "hidden widths of the discriminator", low=1
+    )
 
 
 @dataclass(frozen=True)
@@ -71,7 +91,7 @@ class BatchConfig:
     instances: int = _doc(4, "images of each identity (K)", low=2)
     source_share: float | None = _doc(
         0.5,
-        "share of the identities that come from the source; none draws from both sets uniformly",
+        "share of the identities that come from the source; null draws from both sets uniformly",
         low=0,
         high=1,
     )
@@ -103,7 +123,7 @@ class ScheduleConfig:
     discriminator_every: int = _doc(10, "in stage two, every n-th step trains the discriminator alone", low=2)
     warmup_epochs: int = _doc(10, "epochs over which the learning rate grows linearly", low=0)
     warmup_factor: float = _doc(0.01, "learning rate at the first epoch, as a share of lr", low=0, high=1)
-    milestones: tuple[int, ...] = _doc((40, 70), "epochs at which the learning rate falls by gamma")
+    milestones: tuple[int, ...] = _doc((40, 70), "epochs at which the learning rate falls by gamma", low=0)
     gamma: float = _doc(0.1, "factor of each milestone", low=0, high=1)
     evaluate_every: int = _doc(1, "epochs between reports on the test sets; the last always reports", low=1)
     checkpoint_every_steps: int = _doc(
@@ -146,6 +166,12 @@ class Config:
         "fixed", "official reproduces the faults of the published code that change results"
     )
     seed: int = _doc(0, "seed of weights, sampling and augmentation", low=0)
+    timeout_s: float = _doc(
+        1800.0,
+        "how long a process waits for the others, in seconds; clustering and evaluating by the first process "
+        "while the others wait has to fit in",
+        low=1,
+    )
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -157,8 +183,46 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.compat == "official" and self.batch.source_share is not None:
-            # The published sampler has no quota; asking for it there would reproduce nothing.
+            if self.batch.source_share != BatchConfig.source_share:
+                raise _quota_of_official(self.batch.source_share)
             object.__setattr__(self, "batch", dataclasses.replace(self.batch, source_share=None))
+        _check_radii(self.cluster)
+        _check_stages(self.schedule)
+
+
+def _quota_of_official(share: Any) -> _ConflictError:
+    return _ConflictError(
+        f"batch.source_share is {share!r} and compat is official: the published sampler has no quota; leave "
+        "batch.source_share out, or choose compat fixed",
+        "batch.source_share",
+        "compat",
+    )
+
+
+def _check_radii(cluster: ClusterConfig) -> None:
+    eps, gap = cluster.eps, cluster.eps_gap
+    if not 0 < eps < 1:
+        raise _ConflictError(
+            f"cluster.eps: wanted a number between 0 and 1, both excluded, found {eps}", "cluster.eps"
+        )
+    # On the decimal grid of dmx.cluster, where 0.3 - 0.2 is the number written 0.1.
+    if not (round(eps - gap, 12) > 0 and round(eps + gap, 12) < 1):
+        raise _ConflictError(
+            f"cluster.eps_gap: wanted eps - eps_gap > 0 and eps + eps_gap < 1, found {eps} and {gap}",
+            "cluster.eps",
+            "cluster.eps_gap",
+        )
+
+
+def _check_stages(schedule: ScheduleConfig) -> None:
+    if schedule.stage_two_epoch < schedule.source_epochs:
+        raise _ConflictError(
+            f"schedule.stage_two_epoch {schedule.stage_two_epoch} lies within the first "
+            f"{schedule.source_epochs} epochs on the source alone (schedule.source_epochs): stage two wants "
+            "both domains, so begin it later",
+            "schedule.stage_two_epoch",
+            "schedule.source_epochs",
+        )
 
 
 def field_types(cls: type) -> dict[str, Any]:
@@ -180,79 +244,6 @@ def leaves(cls: type = Config, prefix: str = "") -> dict[str, tuple[Any, datacla
     return found
 
 
-def _convert(value: Any, kind: Any, name: str, origin: str) -> Any:
-    """`value` (as YAML gives it) as `kind`, or an error that names the field and where it stands."""
-    root, args = typing.get_origin(kind), typing.get_args(kind)
-    if root in (types.UnionType, typing.Union):
-        if value is None and type(None) in args:
-            return None
-        return _convert(value, next(arg for arg in args if arg is not type(None)), name, origin)
-    if root is Literal:
-        if value in args:
-            return value
-        wanted = " or ".join(map(str, args))
-    elif root is tuple and isinstance(value, list | tuple):
-        return tuple(_convert(item, args[0], name, origin) for item in value)
-    elif root is dict and isinstance(value, Mapping):
-        return dict(value)
-    elif kind is bool and isinstance(value, bool):
-        return value
-    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    elif kind is float and isinstance(value, str):
-        # YAML 1.1 reads 3.5e-4 as a number but 1e-4 as a string.
-        try:
-            return float(value)
-        except ValueError:
-            wanted = "a number"
-    elif kind in (int, str) and isinstance(value, kind) and not isinstance(value, bool):
-        return value
-    else:
-        wanted = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(
-            kind, "a list" if root is tuple else "a mapping" if root is dict else str(kind)
-        )
-    raise DmxError(f"{origin}: {name} wants {wanted}, found {value!r}")
-
-
-def _check_limits(value: Any, item: dataclasses.Field[Any], name: str, origin: str) -> None:
-    low, high = item.metadata.get("low"), item.metadata.get("high")
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return
-    if (low is not None and not value >= low) or (high is not None and not value <= high):
-        limits = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise DmxError(f"{origin}: {name} must be {limits}, found {value!r}")
-
-
-def unflatten(values: Mapping[str, Any]) -> dict[str, Any]:
-    """{'a.b': 1} as {'a': {'b': 1}}."""
-    tree: dict[str, Any] = {}
-    for name, value in values.items():
-        *parents, leaf = name.split(".")
-        branch = tree
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-        branch[leaf] = value
-    return tree
-
-
-def _flatten(
-    tree: Mapping[str, Any], known: Mapping[str, Any], origin: str, prefix: str = ""
-) -> dict[str, Any]:
-    """The tree as dotted names; a name that is no setting is an error with the nearest right one."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if name in known:
-            flat[name] = value
-        elif isinstance(value, Mapping) and any(other.startswith(name + ".") for other in known):
-            flat |= _flatten(value, known, origin, name + ".")
-        else:
-            near = difflib.get_close_matches(name, [*known, *{n.split(".")[0] for n in known}], 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise DmxError(f"{origin}: there is no setting {name}{hint}")
-    return flat
-
-
 def _build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     arguments: dict[str, Any] = {}
     for name, kind in field_types(cls).items():
@@ -270,17 +261,50 @@ def from_tree(*layers: tuple[str, Mapping[str, Any]]) -> Config:
         layers: pairs of (where it comes from, for error messages; nested mapping of settings).
 
     Raises:
-        DmxError: for an unknown setting, a value of the wrong type or outside its limits.
+        DmxError: for an unknown setting, a value of the wrong type or outside its limits, and settings that
+            do not fit each other.
     """
     known = leaves()
     values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
     for origin, tree in layers:
-        for name, value in _flatten(tree, known, origin).items():
+        for name, value in flatten(tree, known, origin).items():
             kind, item = known[name]
-            values[name] = _convert(value, kind, name, origin)
-            _check_limits(values[name], item, name, origin)
-    config: Config = _build(Config, values)
+            values[name] = convert(value, kind, name, origin)
+            check_limits(values[name], item, name, origin)
+            origins[name] = origin
+    try:
+        if values.get("compat") == "official":
+            # Here a quota that was asked for can be told from the default.
+            quota = values.setdefault("batch.source_share", None)
+            if quota is not None:
+                raise _quota_of_official(quota)
+        config: Config = _build(Config, values)
+    except _ConflictError as conflict:
+        where = dict.fromkeys(origins[name] for name in conflict.names if name in origins)
+        raise DmxError(f"{', '.join(where)}: {conflict}") from conflict
     return config
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The same configuration for a process in any folder: relative paths start from the current one."""
+    data = dataclasses.replace(
+        config.data,
+        source=_absolute(config.data.source),
+        target=_absolute(config.data.target),
+        tests=tuple(_absolute(path) for path in config.data.tests),
+    )
+    model = dataclasses.replace(config.model, weights=_absolute(config.model.weights))
+    return dataclasses.replace(config, data=data, model=model)
+
+
+@typing.overload
+def _absolute(path: str) -> str: ...
+@typing.overload
+def _absolute(path: None) -> None: ...
+def _absolute(path: str | None) -> str | None:
+    """An absolute path; a URI stays as it is."""
+    return path if path is None or "://" in path else str(Path(path).expanduser().absolute())
 
 
 def to_tree(config: Config) -> dict[str, Any]:
@@ -298,7 +322,7 @@ def _plain(value: Any) -> Any:
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Dotted name to (old, new) of every setting in which two configurations differ."""
     known = leaves()
-    before, after = (_flatten(to_tree(config), known, "configuration") for config in (old, new))
+    before, after = (flatten(to_tree(config), known, "configuration") for config in (old, new))
     return {name: (before[name], after[name]) for name in known if before[name] != after[name]}
 
 
@@ -333,13 +357,35 @@ def recipe(name: str) -> tuple[str, dict[str, Any]]:
 
 def overrides(items: list[str]) -> tuple[str, dict[str, Any]]:
     """A layer from the command line: `name=value` with dotted names and YAML values."""
-    values: dict[str, Any] = {}
+    values: list[tuple[str, Any]] = []
     for item in items:
         name, sign, text = item.partition("=")
         if not sign:
             raise DmxError(f"--set wants name=value, found {item!r}")
         try:
-            values[name] = yaml.safe_load(text)
+            values.append((name, yaml.safe_load(text)))
         except yaml.YAMLError as error:
             raise DmxError(f"--set {name}: {text!r} is no YAML value") from error
     return "--set", unflatten(values)
+
+
+def settings_table() -> str:
+    """Every setting with its default, what it takes, its limits and its meaning, by section."""
+    known = leaves()
+    widths = [max(map(len, known)), max(len(_yaml(item)) for _, item in known.values())]
+    lines, section = ["Of the run as a whole."], ""
+    for name, (kind, item) in known.items():
+        parent = name.rpartition(".")[0]
+        if parent != section:
+            section = parent
+            lines += ["", f"{section}: {field_types(Config)[section].__doc__}"]
+        takes = ", ".join(filter(None, (wanted(kind), limits(item))))
+        lines.append(f"  {name:<{widths[0]}}  {_yaml(item):<{widths[1]}}  {takes}")
+        lines.append(textwrap.indent(textwrap.fill(item.metadata["help"], HELP_WIDTH), " " * 6))
+    return "\n".join(lines)
+
+
+def _yaml(item: dataclasses.Field[Any]) -> str:
+    """A setting's default as one would write it."""
+    value = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+    return value if isinstance(value, str) else json.dumps(value)

@@ -2,7 +2,9 @@
 
 A run lives in one folder: config.yaml, metrics.jsonl (a line a step), epochs.jsonl (a line an epoch),
 tensorboard/, checkpoints/ and, once it is finished, result.json. The same command goes on where an
-interrupted run stands; `dmx train --run RUN --resume` does so without repeating the settings.
+interrupted run stands; `dmx train --run RUN --resume` does so without repeating the settings, and with
+changes to those that a checkpoint does not depend on (--set). A finished run is trained further with
+`--resume --set schedule.epochs=N`.
 """
 
 from __future__ import annotations
@@ -10,15 +12,23 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from dmx.config import (
+    LAUNCHERS,
+    Config,
+    differences,
+    from_tree,
+    overrides,
+    read_yaml,
+    recipe,
+    recipe_names,
+    settings_table,
+    with_absolute_paths,
+)
 from dmx.errors import DmxError
 
-if TYPE_CHECKING:
-    from dmx.config import Config
-
 SUMMARY = "train a model on a labelled source and an unlabelled target"
-LAUNCHERS = ("ray", "torchrun", "inline")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,83 +36,101 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run", dest="folder", required=True, metavar="RUN", help="run folder; made if it does not exist"
     )
-    parser.add_argument("--recipe", help="recipe that comes with DMX, or a YAML file of differences")
+    parser.add_argument(
+        "--recipe",
+        help=f"one that comes with DMX ({', '.join(recipe_names())}), or a YAML file of differences from the "
+        "defaults; relative paths in it start from the current folder",
+    )
     parser.add_argument("--source", help="labelled data set (data.source)")
     parser.add_argument("--target", help="unlabelled data set (data.target); none trains on the source alone")
     parser.add_argument("--test", action="append", help="data set to report on (data.tests); repeatable")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="any setting, e.g. schedule.epochs=3"
     )
+    parser.add_argument(
+        "--settings", action=_ShowSettings, help="show every setting with its default, and exit"
+    )
     parser.add_argument("--workers", type=int, default=1, help="training processes (default: 1)")
     parser.add_argument(
         "--launcher", choices=LAUNCHERS, default="ray", help="who starts the processes (default: ray)"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on with the settings saved in the run folder"
+        "--resume",
+        action="store_true",
+        help="go on with the settings saved in the run folder; --set changes those that still can change",
     )
+
+
+class _ShowSettings(argparse.Action):
+    """Prints the settings and ends, as --help does, whatever else is given."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(nargs=0, default=argparse.SUPPRESS, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(settings_table())
+        parser.exit()
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, or go on training, or say that the run is finished."""
+    folder = Path(args.folder)
+    config = _resolve(args, folder)
+
     from dmx.train.data import TrainingData
-    from dmx.train.launch import launch
+    from dmx.train.launch import check_launch, launch
+    from dmx.train.resume import check_changes, goes_further
     from dmx.train.runlog import describe_run
     from dmx.train.worker import RESULT
 
-    folder = Path(args.folder)
-    config = _resolve(args, folder)
-    if (folder / RESULT).exists():
-        print(f"{folder} is finished; choose another --run to train again")
+    result = folder / RESULT
+    if result.exists() and not goes_further(folder, config):
+        print(
+            f"{folder} is finished; train it further with --resume --set schedule.epochs=N, or choose "
+            "another --run to train again"
+        )
     else:
-        TrainingData.open(config)  # An error in the data sets is better known before workers start.
+        # Nothing is written, and no worker starts, before all that can be known to be wrong is known.
+        check_launch(args.launcher, args.workers)
+        check_changes(folder, config)
+        TrainingData.open(config, args.workers)
+        result.unlink(missing_ok=True)
         describe_run(folder, config)
         launch(folder, args.launcher, args.workers)
-    print(_table(json.loads((folder / RESULT).read_text(encoding="utf-8"))))
-    print(f"to test it elsewhere: dmx evaluate {folder} DATASET")
+    print(_table(json.loads(result.read_text(encoding="utf-8"))))
+    print("to test it elsewhere:")
+    print(f"dmx evaluate {folder} DATASET")
     return 0
 
 
 def _resolve(args: argparse.Namespace, folder: Path) -> Config:
     """The run's configuration: from the arguments, or from the run folder when it goes on."""
-    from dmx import config
     from dmx.train.runlog import CONFIG
 
     saved = folder / CONFIG
     given = [
-        *([config.recipe(args.recipe)] if args.recipe else []),
+        *([recipe(args.recipe)] if args.recipe else []),
         ("arguments", {"data": _data_arguments(args)}),
-        config.overrides(args.set),
+        overrides(args.set),
     ]
     if args.resume:
         if not saved.exists():
             raise DmxError(f"{folder}: wanted a run folder with {CONFIG} to resume, found none")
-        given = [(str(saved), config.read_yaml(saved)), *given]
-    resolved = config.from_tree(*given)
+        given = [(str(saved), read_yaml(saved)), *given]
+    resolved = with_absolute_paths(from_tree(*given))
     if resolved.data.source is None:
         raise DmxError("--source is missing: a labelled data set, for instance one rendered by `dmx synth`")
     if saved.exists() and not args.resume:
-        _require_same(resolved, config.from_tree((str(saved), config.read_yaml(saved))), folder)
+        _require_same(resolved, with_absolute_paths(from_tree((str(saved), read_yaml(saved)))), folder)
     return resolved
 
 
 def _data_arguments(args: argparse.Namespace) -> dict[str, object]:
-    """Data sets by absolute path: workers may run in another folder."""
-    values: dict[str, object] = {}
-    for name in ("source", "target"):
-        if getattr(args, name):
-            values[name] = _absolute(getattr(args, name))
-    if args.test:
-        values["tests"] = [_absolute(path) for path in args.test]
-    return values
-
-
-def _absolute(path: str) -> str:
-    return path if "://" in path else str(Path(path).expanduser().absolute())
+    given = {"source": args.source, "target": args.target, "tests": args.test}
+    return {name: value for name, value in given.items() if value}
 
 
 def _require_same(wanted: Config, saved: Config, folder: Path) -> None:
-    from dmx.config import differences
-
     changed = differences(saved, wanted)
     if changed:
         shown = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in changed.items())
@@ -112,10 +140,9 @@ def _require_same(wanted: Config, saved: Config, folder: Path) -> None:
         )
 
 
-def _table(result: dict[str, object]) -> str:
+def _table(result: dict[str, Any]) -> str:
     """The final results on the test sets."""
     tests = result["tests"]
-    assert isinstance(tests, dict)
     if not tests:
         return f"{result['steps']} steps; no test set was given"
     width = max(map(len, tests))
@@ -123,4 +150,9 @@ def _table(result: dict[str, object]) -> str:
     for name, m in tests.items():
         values = "".join(f"{m[key]:8.1%}" for key in ("map", "rank1", "rank5", "rank10", "minp"))
         lines.append(f"{name:<{width}}{values}{m['valid_queries']:9d}")
+    if result.get("chosen_on_tests"):
+        lines.append(
+            f"of epoch {result['epoch'] + 1} of {result['epochs']}, the best on the first test set, as the "
+            "published code chooses; `dmx evaluate --best` takes its checkpoint, without --best the last one"
+        )
     return "\n".join(lines)

@@ -101,7 +101,7 @@ class IdentityBatchSampler:
             sizes = [batch_identities]
         else:
             pools = domains
-            sizes = _quota_sizes(quota, [len(domain) for domain in domains], batch_identities)
+            sizes = quota_sizes(quota, [len(domain) for domain in domains], batch_identities)
         self._orders = [
             _PassOrder(len(pool), size, (seed, index))
             for index, (pool, size) in enumerate(zip(pools, sizes, strict=True))
@@ -210,8 +210,17 @@ def _rank_within(values: NDArray[np.integer]) -> NDArray[np.int64]:
     return ranks
 
 
-def _quota_sizes(quota: Sequence[float], available: list[int], batch_identities: int) -> list[int]:
-    """Whole identities for each domain, by largest remainder; empty domains get none."""
+def quota_sizes(quota: Sequence[float], available: Sequence[int], batch_identities: int) -> list[int]:
+    """Whole identities for each domain, by largest remainder; empty domains get none.
+
+    Args:
+        quota: share of the batch for each domain.
+        available: identities that each domain has.
+        batch_identities: P.
+
+    Raises:
+        DmxError: not one share a domain, a negative one, or none for a domain with identities.
+    """
     if len(quota) != len(available):
         raise DmxError(f"quota: wanted {len(available)} shares, one a domain, found {len(quota)}")
     if any(share < 0 for share in quota):

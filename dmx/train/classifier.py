@@ -206,7 +206,7 @@ class Classifier:
         self._optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
-        """All rows and moments (gathered, on the CPU, on every process), and Adam's steps of each part."""
+        """All rows and moments (on the CPU of the first process), and Adam's steps of each part."""
         tensors: dict[str, torch.Tensor] = {}
         steps: dict[str, int] = {}
         for part in PARTS:

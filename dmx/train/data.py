@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dmx.cluster.validation import as_radii
 from dmx.config import Config
 from dmx.data.dataset import open_dataset
 from dmx.data.loader import TrainLoader
-from dmx.data.sampler import IdentityBatchSampler
+from dmx.data.sampler import IdentityBatchSampler, quota_sizes
 from dmx.data.shards import Split
 from dmx.data.transforms import TrainTransform
 from dmx.errors import DmxError
+from dmx.evaluation import require_answers
 from dmx.train.distributed import World
 
 if TYPE_CHECKING:
@@ -46,15 +47,26 @@ class TrainingData:
     tests: dict[str, tuple[Split, Split]]
 
     @classmethod
-    def open(cls, config: Config) -> TrainingData:
-        """Open every data set of the configuration.
+    def open(cls, config: Config, processes: int = 1) -> TrainingData:
+        """Open every data set of the configuration; what is certain to fail later on fails here.
+
+        Raw layouts are read with the cameras of `compat`. An ingested set keeps those it was ingested with:
+        for RandPerson as the published code reads it, use `dmx ingest --camera camera`.
+
+        Args:
+            config: the resolved configuration.
+            processes: how many will train.
 
         Raises:
-            DmxError: naming the data set that is missing, without labels, or without a needed split.
+            DmxError: naming the data set that is missing, without labels, without a needed split or without
+                anything to measure, or the settings that do not fit.
         """
         if config.data.source is None:
             raise DmxError("data.source is missing: wanted a labelled data set")
-        source = open_dataset(config.data.source).split("train")
+        _require_settings(config, processes)
+        # The published code takes RandPerson's camera without its scene.
+        camera = "camera" if config.compat == "official" else "scene"
+        source = open_dataset(config.data.source, camera=camera).split("train")
         names, labels = np.unique(source.identities, return_inverse=True)
         labels = labels.astype(np.int64) - int((names < 0).sum())
         labels[labels < 0] = -1
@@ -62,7 +74,9 @@ class TrainingData:
             raise DmxError(
                 f"{config.data.source}: wanted labels of at least 2 identities in split train, found fewer"
             )
-        target = None if config.data.target is None else open_dataset(config.data.target).split("train")
+        target = None
+        if config.data.target is not None:
+            target = open_dataset(config.data.target, camera=camera).split("train")
         return cls(config, source, labels, target, _open_tests(config.data.tests))
 
     @property
@@ -75,11 +89,12 @@ class TrainingData:
         share = self.config.batch.source_share
         if share is None:
             return 2
-        return max(2, math.ceil(self.config.batch.identities * (1 - share)))
+        both = (1, 1)  # Neither domain is empty.
+        return max(2, quota_sizes((share, 1 - share), both, self.config.batch.identities)[1])
 
     def steps(
         self, epoch: int, first: int, labels: EpochLabels | None, world: World
-    ) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    ) -> Generator[list[tuple[Tensor, Tensor]]]:
         """This process's micro-batches of the steps from `first` to the epoch's end.
 
         A batch is dealt out by identities: each micro-batch of each process has its share of both domains.
@@ -136,24 +151,43 @@ class TrainingData:
 
     def _loader(self, sampler: IdentityBatchSampler, rank: int, parts: int) -> TrainLoader:
         config = self.config
-        transform = TrainTransform(
-            config.data.height,
-            config.data.width,
-            flip=config.augment.flip,
-            pad=config.augment.pad,
-            erase=config.augment.erase,
-            erase_fill="raw" if config.compat == "official" else "normalised",
-        )
         splits = [self.source] if self.target is None else [self.source, self.target]
         return TrainLoader(
             splits,
             sampler,
-            transform,
+            train_transform(config),
             seed=config.seed,
             num_workers=config.data.workers,
             rank=rank,
             world=parts,
         )
+
+
+def train_transform(config: Config) -> TrainTransform:
+    """The augmentation of a run; the published code erases to the raw mean of already normalised images."""
+    return TrainTransform(
+        config.data.height,
+        config.data.width,
+        flip=config.augment.flip,
+        pad=config.augment.pad,
+        erase=config.augment.erase,
+        erase_fill="raw" if config.compat == "official" else "normalised",
+    )
+
+
+def _require_settings(config: Config, processes: int) -> None:
+    """Settings that fail at the first batch, or at the first clustering, fail now."""
+    batch, cluster = config.batch, config.cluster
+    if batch.identities % (batch.accumulation * processes):
+        raise DmxError(
+            f"batch.identities wants a multiple of batch.accumulation x processes = {batch.accumulation} x "
+            f"{processes}, so that each has its share, found {batch.identities}; change one of the three"
+        )
+    if config.data.target is not None:
+        try:
+            as_radii(cluster.eps, cluster.eps_gap)
+        except ValueError as error:
+            raise DmxError(f"cluster.{error}") from error
 
 
 def _open_tests(paths: tuple[str, ...]) -> dict[str, tuple[Split, Split]]:
@@ -162,5 +196,10 @@ def _open_tests(paths: tuple[str, ...]) -> dict[str, tuple[Split, Split]]:
     tests = {}
     for path, name in zip(paths, names, strict=True):
         dataset = open_dataset(path)
-        tests[name if names.count(name) == 1 else path] = dataset.split("query"), dataset.split("gallery")
+        query, gallery = dataset.split("query"), dataset.split("gallery")
+        try:
+            require_answers(query, gallery)
+        except DmxError as error:
+            raise DmxError(f"{path}: {error}") from error
+        tests[name if names.count(name) == 1 else path] = query, gallery
     return tests

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-T = TypeVar("T")
+from dmx.config import Config
 
-DEFAULT_TIMEOUT_S = 1800.0
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class World:
     local_rank: int
     local_size: int
     device: torch.device
-    timeout_s: float = DEFAULT_TIMEOUT_S
+    timeout_s: float = Config.timeout_s
     control: Any = None
 
     @property
@@ -50,7 +50,7 @@ class World:
 
 
 @contextmanager
-def world(timeout_s: float = DEFAULT_TIMEOUT_S, local: tuple[int, int] | None = None) -> Iterator[World]:
+def world(timeout_s: float = Config.timeout_s, local: tuple[int, int] | None = None) -> Iterator[World]:
     """Join the group of training processes, and leave it at the end if it was made here.
 
     Args:
@@ -100,10 +100,14 @@ def use_cores(world: World) -> int:
     OMP_NUM_THREADS has the last word where it is set. To be called again after whatever runs Numba code in
     parallel: its pool changes the number for the whole process, and with it the rounding of sums.
     """
-    share = len(os.sched_getaffinity(0)) // world.local_size
-    threads = max(1, int(os.environ.get("OMP_NUM_THREADS", share)))
+    threads = max(1, int(os.environ.get("OMP_NUM_THREADS", own_cores(world))))
     torch.set_num_threads(threads)
     return threads
+
+
+def own_cores(world: World) -> int:
+    """This process's share of the cores that its host gives to training, at least one."""
+    return max(1, len(os.sched_getaffinity(0)) // world.local_size)
 
 
 def meet(world: World, place: str) -> None:
@@ -121,7 +125,8 @@ def meet(world: World, place: str) -> None:
     except RuntimeError as error:
         raise RuntimeError(
             f"training process {world.rank} of {world.size} waited {world.timeout_s:.0f} s at '{place}' for "
-            f"the others: {error}. Look at the log of the process named here: it failed or hangs"
+            f"the others: {error}. Look at the log of the process named here: it failed or hangs. If it only "
+            "works for longer (the first process clusters and evaluates for all), raise timeout_s"
         ) from error
 
 
@@ -148,22 +153,24 @@ def share_tensor(world: World, tensor: torch.Tensor | None) -> torch.Tensor:
 
 
 def collect(world: World, part: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    """All processes' CPU tensors of `counts` rows, one below the other, on every process.
+    """All processes' CPU tensors of `counts` rows, one below the other, on the first process.
 
     Args:
         part: (counts[rank], ...), any dtype.
         counts: rows of each process.
 
     Returns:
-        (sum of counts, ...).
+        (sum of counts, ...); (0, ...) on the other processes, which need not hold what all have together.
     """
     if world.size == 1:
         return part
     largest = max(counts)
     padded = part.new_zeros((largest, *part.shape[1:]))
     padded[: len(part)] = part
-    parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded, group=world.control)
+    parts = [torch.empty_like(padded) for _ in counts] if world.leads else None
+    dist.gather(padded, parts, dst=0, group=world.control)
+    if parts is None:
+        return part[:0].clone()
     return torch.cat([rows[:count] for rows, count in zip(parts, counts, strict=True)])
 
 
@@ -179,7 +186,8 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        gradient = gradient.contiguous()
+        # A copy: autograd may hand the same tensor to others.
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
         start = dist.get_rank() * ctx.rows
         return gradient[start : start + ctx.rows]

@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from dmx.model import frozen_statistics
 from dmx.train.distributed import World
 
+Precision = Literal["fp32", "bf16"]
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 # DeepSpeed's default bucket would allocate gigabytes; ours holds a ResNet-50 in one go.
 BUCKET_ELEMENTS = 30_000_000
@@ -41,23 +43,30 @@ class EngineSettings:
     clip_norm: float = 0.0
     accumulation: int = 1
     zero_stage: int = 1
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    precision: Precision = "fp32"
+
+
+def precision_here(wanted: Literal["fp32", "bf16", "auto"], device: str) -> Precision:
+    """The precision that `wanted` means on this machine. All processes have to train in the same one."""
+    if wanted == "auto":
+        return "bf16" if computes_in_bf16(device) else "fp32"
+    return wanted
 
 
 def computes_in_bf16(device: str) -> bool:
     """Whether the hardware multiplies bfloat16 itself; elsewhere it is emulated and slower than float32."""
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 class _Precision(nn.Module):
     """Runs a module in bfloat16 by autocast, with float32 outputs; or as it is."""
 
-    def __init__(self, module: nn.Module, precision: str, device: str) -> None:
+    def __init__(self, module: nn.Module, precision: Precision, device: str) -> None:
         super().__init__()
         self.module = module
-        self._bf16 = precision == "bf16" or (precision == "auto" and computes_in_bf16(device))
+        self._bf16 = precision == "bf16"
         self._device = device
 
     def forward(self, *inputs: Tensor) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import shutil
 import subprocess
@@ -17,14 +18,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from dmx.config import Launcher, from_tree, read_yaml
 from dmx.errors import DmxError
-
-Launcher = Literal["ray", "torchrun", "inline"]
-LAUNCHERS: tuple[Launcher, ...] = ("ray", "torchrun", "inline")
+from dmx.train.runlog import CONFIG
 
 MAX_FAILURES = 3
 RAY_SETTINGS = {
@@ -50,19 +50,28 @@ def launch(run: Path, launcher: Launcher, workers: int, *, max_failures: int = M
     Raises:
         DmxError: the workers cannot be started like this, or failed for good.
     """
-    if workers < 1:
-        raise DmxError(f"--workers wants at least 1, found {workers}")
+    check_launch(launcher, workers)
     if launcher == "inline":
-        _launch_inline(run, workers)
+        _launch_inline(run)
     elif launcher == "torchrun":
         _launch_torchrun(run, workers, max_failures)
     else:
         _launch_ray(run, workers, max_failures)
 
 
-def _launch_inline(run: Path, workers: int) -> None:
-    if workers != 1:
+def check_launch(launcher: Launcher, workers: int) -> None:
+    """Check that a launcher can start this many workers.
+
+    Raises:
+        DmxError: it cannot.
+    """
+    if workers < 1:
+        raise DmxError(f"--workers wants at least 1, found {workers}")
+    if launcher == "inline" and workers != 1:
         raise DmxError(f"--launcher inline is one process, found --workers {workers}: use ray or torchrun")
+
+
+def _launch_inline(run: Path) -> None:
     from dmx.train.worker import train_worker
 
     train_worker(run)
@@ -119,6 +128,7 @@ def _fit(run: Path, workers: int, cores: int, max_failures: int, storage: Path, 
 
     failure = storage / "failure"
     failure.unlink(missing_ok=True)
+    timeout_s = from_tree((str(run / CONFIG), read_yaml(run / CONFIG))).timeout_s
     has_gpu = torch.cuda.is_available()
     trainer = TorchTrainer(
         _ray_worker,
@@ -136,14 +146,21 @@ def _fit(run: Path, workers: int, cores: int, max_failures: int, storage: Path, 
         run_config=RunConfig(
             name=run.name, storage_path=str(storage), failure_config=FailureConfig(max_failures=max_failures)
         ),
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if has_gpu else "gloo"),
+        torch_config=TorchConfig(
+            backend="cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout_s=math.ceil(timeout_s)
+        ),
     )
     try:
         trainer.fit()
     except Exception as error:  # Ray wraps whatever a worker raised in types that changed between versions.
-        raise DmxError(f"training failed: {error}") from error
-    if failure.exists():
-        raise DmxError(failure.read_text(encoding="utf-8"))
+        raise DmxError(_told(failure) or f"training failed: {error}") from error
+    if told := _told(failure):
+        raise DmxError(told)
+
+
+def _told(failure: Path) -> str | None:
+    """What a worker wrote down for the user before it failed."""
+    return failure.read_text(encoding="utf-8") if failure.exists() else None
 
 
 class _Output(io.TextIOWrapper):

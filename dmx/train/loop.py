@@ -16,6 +16,7 @@ import hashlib
 import itertools
 import sys
 import time
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -28,10 +29,15 @@ from dmx.errors import DmxError
 from dmx.evaluation import Embedded
 from dmx.evaluation import evaluate as evaluate_retrieval
 from dmx.progress import progress_bar
-from dmx.train.checkpoint import BEST, latest, point
-from dmx.train.distributed import collect, meet, share, share_tensor, use_cores
+from dmx.train.distributed import collect, meet, own_cores, share, share_tensor, use_cores
 from dmx.train.purity import cluster_report
-from dmx.train.schedule import begins_anew, learning_rate, trains_discriminator, uses_target
+from dmx.train.schedule import (
+    begins_anew,
+    identity_weight,
+    learning_rate,
+    trains_discriminator,
+    uses_target,
+)
 from dmx.train.schedule import stage as stage_of
 from dmx.train.step import train_discriminator, train_model
 from dmx.train.trainer import EpochLabels, Trainer
@@ -44,14 +50,14 @@ EMBED_BATCH = 64
 def run_epochs(trainer: Trainer) -> None:
     """Train from where the run stands to its last epoch."""
     for epoch in range(trainer.progress.epoch, trainer.config.schedule.epochs):
-        features = embed(trainer, epoch)
-        labels = pseudo_label(trainer, epoch, features)
+        # No name keeps the features: they may be gigabytes, and only clustering needs them.
+        labels = pseudo_label(trainer, epoch, embed(trainer, epoch))
         train(trainer, epoch, labels)
         evaluate(trainer, epoch)
 
 
 def embed(trainer: Trainer, epoch: int) -> Features | None:
-    """Unit embeddings (N, D) of the target's images.
+    """Unit embeddings of the target's images: (N, D) on the first process, (0, D) on the others.
 
     None when this epoch needs none: it trains on the source alone, or goes on in its middle.
     """
@@ -77,7 +83,7 @@ def pseudo_label(trainer: Trainer, epoch: int, features: Features | None) -> Epo
     labels, centroids = None, None
     if features is not None:
         with trainer.timed("cluster"):
-            labels, centroids = _cluster(trainer, features)
+            labels, centroids = _cluster(trainer, epoch, features)
         _report_clusters(trainer, epoch, labels)
     trainer.players.classifier.set_pseudo_rows(centroids, forget_moments=forget)
     return labels
@@ -95,14 +101,19 @@ def train(trainer: Trainer, epoch: int, labels: EpochLabels | None) -> None:
     steps = config.schedule.steps_per_epoch
     first = trainer.progress.step
     label = f"epoch {epoch + 1}/{config.schedule.epochs}, stage {stage.value}"
-    with trainer.timed("train"), progress_bar(steps - first, label, "steps") as bar:
-        for step, batches in enumerate(trainer.data.steps(epoch, first, labels, world), first):
+    weight = identity_weight(config, epoch)
+    with (
+        trainer.timed("train"),
+        progress_bar(steps - first, label, "steps") as bar,
+        closing(trainer.data.steps(epoch, first, labels, world)) as stream,
+    ):
+        for step, batches in enumerate(stream, first):
             start = time.monotonic()
             torch.manual_seed(_step_seed(config.seed, epoch, step, world.rank))
             if trains_discriminator(config.schedule, stage, step):
                 losses = train_discriminator(players, config, trainer.data.num_source, batches, world)
             else:
-                losses = train_model(players, config, stage, batches, world)
+                losses = train_model(players, config, stage, weight, batches, world)
             _check_finite(losses, epoch, step)
             _log_step(trainer, epoch, step, {"lr": lr, **losses, "step_s": time.monotonic() - start})
             _count_step(trainer, epoch, step, labels)
@@ -112,12 +123,12 @@ def train(trainer: Trainer, epoch: int, labels: EpochLabels | None) -> None:
 
 def evaluate(trainer: Trainer, epoch: int) -> None:
     """Close the epoch: report on the test sets, log, write a checkpoint."""
-    config, world = trainer.config, trainer.world
+    config = trainer.config
     record = {"epoch": epoch, **trainer.progress.record}
     is_last = epoch + 1 == config.schedule.epochs
     if trainer.data.tests and (is_last or (epoch + 1) % config.schedule.evaluate_every == 0):
         with trainer.timed("evaluate"):
-            tests = _test(trainer)
+            tests = _test(trainer, epoch)
         record |= {"tests": tests, "evaluate_s": trainer.progress.record["evaluate_s"]}
         _say(trainer, f"epoch {epoch + 1}: " + "; ".join(_line(name, m) for name, m in tests.items()))
     if trainer.log is not None:
@@ -126,13 +137,12 @@ def evaluate(trainer: Trainer, epoch: int) -> None:
     progress.epoch, progress.step, progress.record = epoch + 1, 0, {}
     progress.epochs.append(record)
     trainer.saved_labels = None
-    trainer.save()
-    if world.leads and config.compat == "official":
-        _point_to_best(trainer)
+    # The published code keeps the checkpoint that is best on a test set, too.
+    trainer.save(best=config.compat == "official" and progress.best_epoch() is record)
 
 
 def _embed_split(trainer: Trainer, split: Split, label: str) -> Features:
-    """Embeddings of a split, an equal share of it by each process."""
+    """Embeddings of a split, an equal share by each process: (N, D) on the first, (0, D) on the others."""
     config, world = trainer.config, trainer.world
     use_cores(world)
     model = trainer.inference_model()
@@ -149,12 +159,16 @@ def _embed_split(trainer: Trainer, split: Split, label: str) -> Features:
             device=world.device,
             label=label,
             rows=np.arange(bounds[world.rank], bounds[world.rank + 1]),
+            num_workers=own_cores(world),
         )
     return collect(world, torch.from_numpy(features), counts).numpy()
 
 
-def _cluster(trainer: Trainer, features: Features) -> tuple[EpochLabels, torch.Tensor]:
-    """Pseudo-labels and centroids (C, D), found by the first process and given to all."""
+def _cluster(trainer: Trainer, epoch: int, features: Features) -> tuple[EpochLabels, torch.Tensor]:
+    """Pseudo-labels and centroids (C, D), found by the first process and given to all.
+
+    The first clustering that is used fixes the independence threshold.
+    """
     world, settings = trainer.world, dataclasses.asdict(trainer.config.cluster)
     labels, centroids, threshold = None, None, None
     if world.leads:
@@ -167,8 +181,9 @@ def _cluster(trainer: Trainer, features: Features) -> tuple[EpochLabels, torch.T
         labels = torch.from_numpy(np.ascontiguousarray(found.labels))
         centroids = torch.from_numpy(np.ascontiguousarray(found.centroids, dtype=np.float32))
         threshold = found.independence_threshold
+    meet(world, f"clustering of epoch {epoch}")
     labels, centroids = share_tensor(world, labels), share_tensor(world, centroids)
-    trainer.progress.independence_threshold = share(world, threshold)
+    threshold = share(world, threshold)
     identities = len(centroids)
     wanted = trainer.data.least_pseudo_identities()
     if identities < wanted:
@@ -179,6 +194,7 @@ def _cluster(trainer: Trainer, features: Features) -> tuple[EpochLabels, torch.T
             "or raise cluster.eps",
         )
         return EpochLabels(torch.full_like(labels, -1), 0), centroids[:0]
+    trainer.progress.independence_threshold = threshold
     return EpochLabels(labels, identities), centroids
 
 
@@ -210,28 +226,18 @@ def _count_step(trainer: Trainer, epoch: int, step: int, labels: EpochLabels | N
         trainer.save(labels)
 
 
-def _test(trainer: Trainer) -> dict[str, dict[str, float]]:
-    """Retrieval on every test set, by its name."""
+def _test(trainer: Trainer, epoch: int) -> dict[str, dict[str, float]]:
+    """Retrieval on every test set, by its name; measured by the first process."""
     found = {}
-    for name, (query, gallery) in trainer.data.tests.items():
-        sides = [
-            Embedded(_embed_split(trainer, side, f"embed {name}"), side.identities, side.cameras)
-            for side in (query, gallery)
-        ]
+    for name, sides in trainer.data.tests.items():
+        features = [_embed_split(trainer, side, f"embed {name}") for side in sides]
         if trainer.world.leads:
-            found[name] = dataclasses.asdict(evaluate_retrieval(*sides))
+            query, gallery = (
+                Embedded(x, side.identities, side.cameras) for x, side in zip(features, sides, strict=True)
+            )
+            found[name] = dataclasses.asdict(evaluate_retrieval(query, gallery))
+        meet(trainer.world, f"evaluation of epoch {epoch} on {name}")
     return share(trainer.world, found)
-
-
-def _point_to_best(trainer: Trainer) -> None:
-    """Record the best checkpoint on the first test set, as the published code picks its result."""
-    scores = [
-        next(iter(record["tests"].values()))["map"] if "tests" in record else -1.0
-        for record in trainer.progress.epochs
-    ]
-    newest = latest(trainer.run)
-    if newest is not None and scores and scores[-1] == max(scores) and scores[-1] >= 0:
-        point(trainer.run, BEST, newest.name)
 
 
 def _step_seed(seed: int, epoch: int, step: int, rank: int) -> int:

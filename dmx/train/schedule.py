@@ -32,9 +32,14 @@ def stage(config: Config, epoch: int, pseudo_identities: int) -> Stage:
     return Stage.TWO if epoch >= config.schedule.stage_two_epoch else Stage.ONE
 
 
-def identity_weight(config: Config, stage: Stage) -> float:
-    """Weight of the identity loss."""
-    if stage is Stage.TWO:
+def identity_weight(config: Config, epoch: int) -> float:
+    """Weight of the identity loss, by the epoch's place in the schedule.
+
+    An epoch of stage two whose clustering found nothing trains on the source alone, but with the weight of
+    its neighbours: the weight scales nearly the whole gradient, and must not jump back for an epoch. A run
+    without a target has no stage two and keeps the first weight.
+    """
+    if config.data.target is not None and epoch >= config.schedule.stage_two_epoch:
         return config.loss.identity_weight_stage_two
     return config.loss.identity_weight_stage_one
 

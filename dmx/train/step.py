@@ -20,7 +20,7 @@ from dmx.model import domain_balance_loss, domain_labels, domain_loss, soft_trip
 from dmx.train.classifier import Classifier
 from dmx.train.distributed import World, gather_rows
 from dmx.train.engines import Engine
-from dmx.train.schedule import Stage, identity_weight
+from dmx.train.schedule import Stage
 
 MicroBatches = Iterable[tuple[Tensor, Tensor]]
 
@@ -35,14 +35,21 @@ class Players:
 
 
 def train_model(
-    players: Players, config: Config, stage: Stage, batches: MicroBatches, world: World
+    players: Players, config: Config, stage: Stage, weight: float, batches: MicroBatches, world: World
 ) -> dict[str, float]:
     """Update the embedding model and the classifier: identity + triplet, and in stage two + balance.
+
+    Args:
+        players: what is updated.
+        config: the resolved configuration.
+        stage: of the epoch.
+        weight: of the identity loss in this epoch.
+        batches: the step's micro-batches of this process.
+        world: this process among the others.
 
     Returns:
         Means of the losses over micro-batches and processes, by name.
     """
-    weight = identity_weight(config, stage)
     seen = []
     for images, labels in batches:
         f, b = players.generator(images)

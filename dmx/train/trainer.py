@@ -7,18 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from dmx.config import Config
+from dmx.errors import DmxError
 from dmx.model import Discriminator, build_model, synchronise_batchnorm
 from dmx.train.checkpoint import MODEL, Checkpoint, Progress, write_checkpoint
 from dmx.train.classifier import INITIAL_STD, Classifier, ClassifierSettings
 from dmx.train.data import TrainingData
-from dmx.train.distributed import World
-from dmx.train.engines import Engine, EngineSettings
+from dmx.train.distributed import World, share
+from dmx.train.engines import Engine, EngineSettings, Precision, precision_here
 from dmx.train.runlog import RunLog, versions
 from dmx.train.step import Players
 
@@ -70,9 +71,11 @@ class Trainer:
     def timed(self, name: str) -> Iterator[None]:
         """Add the seconds spent inside to the epoch's record as `name`_s."""
         start = time.monotonic()
-        yield
-        spent_s = self.progress.record.get(f"{name}_s", 0.0) + time.monotonic() - start
-        self.progress.record[f"{name}_s"] = round(spent_s, 3)
+        try:
+            yield
+        finally:
+            spent_s = self.progress.record.get(f"{name}_s", 0.0) + time.monotonic() - start
+            self.progress.record[f"{name}_s"] = round(spent_s, 3)
 
     def inference_model(self) -> nn.Module:
         """The embedding model for features, the same on every process."""
@@ -82,8 +85,13 @@ class Trainer:
             generator.share_buffers()
         return generator.for_inference()
 
-    def save(self, labels: EpochLabels | None = None) -> None:
-        """Write a checkpoint; with the epoch's labels when it is taken in the middle of one. Collective."""
+    def save(self, labels: EpochLabels | None = None, *, best: bool = False) -> None:
+        """Write a checkpoint; with the epoch's labels when it is taken in the middle of one. Collective.
+
+        Args:
+            labels: of the epoch, when the checkpoint is taken in the middle of it.
+            best: record it as the best one so far, too.
+        """
         generator, discriminator, classifier = (
             self.players.generator,
             self.players.discriminator,
@@ -109,10 +117,11 @@ class Trainer:
                 "pseudo_identities": 0 if labels is None else labels.identities,
                 "processes": self.world.size,
                 "zero_stage": self.config.optim.zero_stage,
+                "precision": generator.settings.precision,
                 "versions": versions(),
             }
             keep = self.config.schedule.keep_checkpoints
-            write_checkpoint(self.run, self.progress, self.config, tensors, keep=keep, facts=facts)
+            write_checkpoint(self.run, self.progress, self.config, tensors, keep=keep, best=best, facts=facts)
 
 
 def build_trainer(config: Config, run: Path, world: World, checkpoint: Checkpoint | None) -> Trainer:
@@ -123,8 +132,13 @@ def build_trainer(config: Config, run: Path, world: World, checkpoint: Checkpoin
         run: the run folder.
         world: this process among the others.
         checkpoint: where to go on; None starts.
+
+    Raises:
+        DmxError: the data sets or settings do not fit each other, or the checkpoint.
     """
-    data = TrainingData.open(config)
+    data = TrainingData.open(config, world.size)
+    if checkpoint is not None:
+        _require_same_data(checkpoint, data)
     progress = Progress(seed=config.seed) if checkpoint is None else checkpoint.progress
     if config.compat == "official":
         # The published code computes the threshold anew when it resumes.
@@ -141,7 +155,9 @@ def build_trainer(config: Config, run: Path, world: World, checkpoint: Checkpoin
     if config.compat == "fixed" and world.size > 1:
         model, discriminator = synchronise_batchnorm(model), synchronise_batchnorm(discriminator)
     classifier = Classifier(world, _classifier_settings(config, model.width), source_rows)
-    settings = _engine_settings(config)
+    # One decision for all: hosts may differ in what their hardware computes in.
+    precision = share(world, precision_here(config.optim.precision, world.device.type))
+    settings = _engine_settings(config, precision)
     players = Players(Engine(model, settings, world), Engine(discriminator, settings, world), classifier)
     log = None
     if world.leads:
@@ -150,6 +166,26 @@ def build_trainer(config: Config, run: Path, world: World, checkpoint: Checkpoin
     if checkpoint is not None:
         _restore(trainer, checkpoint)
     return trainer
+
+
+def _require_same_data(checkpoint: Checkpoint, data: TrainingData) -> None:
+    """Classifier rows and pseudo-labels are by number: on other data they would mean other people."""
+    advice = "give the data sets that the run was begun with, or choose another --run"
+    rows = len(checkpoint.tensors["classifier"]["source"])
+    if rows != data.num_source:
+        raise DmxError(
+            f"{checkpoint.path}: wanted a source of {rows} identities, as when this run was saved, found "
+            f"{data.num_source} in {data.config.data.source}; {advice}"
+        )
+    saved = checkpoint.tensors.get("labels")
+    if saved is None:
+        return
+    images = 0 if data.target is None else len(data.target)
+    if len(saved["pseudo"]) != images:
+        raise DmxError(
+            f"{checkpoint.path}: wanted a target of {len(saved['pseudo'])} images, whose pseudo-labels this "
+            f"run was saved with, found {images} in {data.config.data.target}; {advice}"
+        )
 
 
 def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
@@ -168,15 +204,15 @@ def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def _engine_settings(config: Config) -> EngineSettings:
-    optim: Any = config.optim
+def _engine_settings(config: Config, precision: Precision) -> EngineSettings:
+    optim = config.optim
     return EngineSettings(
         lr=optim.lr,
         weight_decay=optim.weight_decay,
         clip_norm=optim.clip_norm,
         accumulation=config.batch.accumulation,
         zero_stage=optim.zero_stage,
-        precision=optim.precision,
+        precision=precision,
     )
 
 

@@ -17,28 +17,25 @@ from dmx.errors import DmxError
 from dmx.progress import silence
 from dmx.train import loop
 from dmx.train.checkpoint import latest, read_checkpoint
-from dmx.train.distributed import DEFAULT_TIMEOUT_S, share, use_cores, world
+from dmx.train.distributed import share, use_cores, world
 from dmx.train.engines import forget_process_group
-from dmx.train.runlog import CONFIG
+from dmx.train.runlog import CONFIG, write_whole
 from dmx.train.trainer import Trainer, build_trainer
 
 RESULT = "result.json"
 
 
-def train_worker(
-    run: str | Path, *, local: tuple[int, int] | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
-) -> None:
+def train_worker(run: str | Path, *, local: tuple[int, int] | None = None) -> None:
     """Train the run in folder `run` from its latest checkpoint, or its start, to its end.
 
     Args:
         run: a folder with `config.yaml`, reachable by every process.
         local: (local rank, processes on this host) where the environment does not tell.
-        timeout_s: how long a collective waits for the other processes, in seconds.
     """
     folder = Path(run)
     origin = str(folder / CONFIG)
     config = dmx.config.from_tree((origin, dmx.config.read_yaml(folder / CONFIG)))
-    with world(timeout_s, local) as place:
+    with world(config.timeout_s, local) as place:
         use_cores(place)
         if not place.leads:
             silence()
@@ -55,27 +52,27 @@ def train_worker(
 
 
 def _write_result(trainer: Trainer, config: Config) -> None:
-    """Mark the run as finished."""
-    last = trainer.progress.epochs[-1]
+    """Mark the run as finished. Its result is the last epoch's; the published code takes the best one's."""
+    best = trainer.progress.best_epoch() if config.compat == "official" else None
+    reported = best or trainer.progress.epochs[-1]
     result = {
         "epochs": config.schedule.epochs,
         "steps": trainer.progress.global_step,
-        "tests": last.get("tests", {}),
-        "clusters": last.get("clusters"),
+        "epoch": reported["epoch"],
+        "chosen_on_tests": best is not None,
+        "tests": reported.get("tests", {}),
+        "clusters": reported.get("clusters"),
     }
-    temporary = trainer.run / f".{RESULT}.tmp"
-    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    temporary.rename(trainer.run / RESULT)
+    write_whole(trainer.run / RESULT, json.dumps(result, indent=1) + "\n")
 
 
 def main() -> None:
     """Entry for torchrun and srun."""
     parser = argparse.ArgumentParser(description="Train the run in a folder that `dmx train` prepared.")
     parser.add_argument("run", help="run folder with config.yaml")
-    parser.add_argument("--timeout-s", type=float, default=DEFAULT_TIMEOUT_S, help="patience with the others")
     arguments = parser.parse_args()
     try:
-        train_worker(arguments.run, timeout_s=arguments.timeout_s)
+        train_worker(arguments.run)
     except DmxError as error:
         sys.exit(f"error: {error}")
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from dmx.commands import train
 from dmx.config import from_tree
 from dmx.errors import DmxError
+from dmx.train import launch
 from dmx.train.checkpoint import latest
 from dmx.train.runlog import STEPS, describe_run, read_lines
 from dmx.train.worker import RESULT, train_worker
@@ -132,6 +133,28 @@ def test_other_settings_in_the_same_folder_are_refused(
         _train(*_arguments(recipe, tmp_path / "two", tiny_settings, "--launcher", "inline", "--workers", "2"))
 
 
+def test_ray_waits_as_long_as_the_settings_say_and_tells_what_a_worker_wrote_down(
+    tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the user has to change comes through as it was said, also when Ray raises an error of its own."""
+    failure = tmp_path / "failure"
+    timeouts = []
+
+    class FailingTrainer:
+        def __init__(self, *_: Any, torch_config: Any, **__: Any) -> None:
+            timeouts.append(torch_config.timeout_s)
+
+        def fit(self) -> None:
+            failure.write_text("optim.lr is too high")
+            raise RuntimeError("a worker ended")
+
+    monkeypatch.setattr("ray.train.torch.TorchTrainer", FailingTrainer)
+    describe_run(tmp_path / "run", from_tree(("test", tiny_settings | {"timeout_s": 76.5})))
+    with pytest.raises(DmxError, match=r"^optim\.lr is too high$"):
+        launch._fit(tmp_path / "run", 1, 1, 0, tmp_path, tmp_path / "output")
+    assert timeouts == [77]
+
+
 def test_every_setting_of_optim_works_in_the_loop(tiny_settings: dict[str, Any], tmp_path: Path) -> None:
     """bf16, ZeRO 2, accumulation and clipping together, through all stages."""
     schedule = tiny_settings["schedule"] | {"steps_per_epoch": 5, "discriminator_every": 2}
@@ -143,6 +166,9 @@ def test_every_setting_of_optim_works_in_the_loop(tiny_settings: dict[str, Any],
     steps = read_lines(tmp_path / "run" / STEPS)
     assert len(steps) == 20
     assert [line["step"] for line in steps if "domain" in line] == [0, 2, 4] * 2
+    checkpoint = latest(tmp_path / "run")
+    assert checkpoint is not None
+    assert json.loads((checkpoint / "state.json").read_text())["precision"] == "bf16"
 
 
 def test_a_diverged_run_says_what_to_do(tiny_settings: dict[str, Any], tmp_path: Path) -> None:
@@ -164,5 +190,6 @@ def test_official_trains_on_the_source_alone_without_a_target(
     train_worker(tmp_path / "run")
     result = json.loads((tmp_path / "run" / RESULT).read_text())
     assert result["clusters"] is None
+    assert result["chosen_on_tests"]
     assert result["steps"] == 6
     assert latest(tmp_path / "run", "best") is not None

@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from dmx.train.classifier import Classifier, ClassifierSettings, sharded_cross_entropy
-from dmx.train.distributed import World
+from dmx.train.distributed import World, share
 
 WIDTH, BATCH = 7, 12
 # (source identities, pseudo-identities): even, uneven, fewer classes than processes, no pseudo-identities.
@@ -88,14 +88,15 @@ def _check_steps_and_state(world: World) -> None:
         for _ in range(3):
             sharded.loss(features[mine], labels[mine]).backward()
             sharded.step()
-        tensors, steps = sharded.state()
+        state, steps = sharded.state()
+        tensors = share(world, state)  # the first process has them whole, as in a checkpoint
         assert steps == {"source": 3, "pseudo": 3}
         continued = Classifier(world, sharded.settings, torch.zeros(1, WIDTH))
         continued.load_state(tensors, steps)
         for _ in range(2):
             continued.loss(features[mine], labels[mine]).backward()
             continued.step()
-        found, _ = continued.state()
+        found = share(world, continued.state()[0])
         whole = torch.cat([found["source"], found["pseudo"]])
         torch.testing.assert_close(whole.double(), expected, atol=2e-5, rtol=0)
         elsewhere = Classifier(alone, sharded.settings, torch.zeros(1, WIDTH))

@@ -68,9 +68,18 @@ def test_stage_follows_epoch_and_pseudo_identities() -> None:
 
 
 def test_identity_weight_and_discriminator_steps() -> None:
-    """10 and 1; in stage two every 10th step is the discriminator's, in the others none."""
+    """10, from stage two on 1; in stage two every 10th step is the discriminator's, in the others none."""
     config = _config()
-    assert [identity_weight(config, s) for s in Stage] == [10, 10, 1]
+    assert [identity_weight(config, epoch) for epoch in (0, 29, 30, 59)] == [10, 10, 1, 1]
     steps = [step for step in range(25) if trains_discriminator(config.schedule, Stage.TWO, step)]
     assert steps == [0, 10, 20]
     assert not any(trains_discriminator(config.schedule, s, 10) for s in (Stage.ONE, Stage.SOURCE))
+
+
+def test_the_identity_weight_does_not_jump_back_and_a_baseline_keeps_its_own() -> None:
+    """It follows the epoch, not what clustering found in it; without a target there is no stage two."""
+    config = _config(stage_two_epoch=3)
+    assert stage(config, 4, 0) is Stage.SOURCE
+    assert identity_weight(config, 4) == 1
+    baseline = from_tree(("test", {"schedule": {"stage_two_epoch": 3}}))
+    assert identity_weight(baseline, 4) == 10
