@@ -13,12 +13,14 @@ from typing import Any
 
 from dmx.config import from_tree, recipe
 from dmx.errors import DmxError
+from dmx.train.runlog import EPOCHS, read_lines
 
 RECIPE = "demo"
 LABELLED_STYLE, UNLABELLED_STYLE, UNSEEN_STYLE = "street", "campus", "mall"
 BASELINE, DOMAINMIX = "synthetic only", "DomainMix"
 RUNS = {BASELINE: "synthetic-only", DOMAINMIX: "domainmix"}
 TEST_SET = "unseen"
+RESULT, SECONDS = "result.json", "seconds.json"
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class Demo:
     out: Path
     seed: int = 0
     scale: float = 1.0
-    labelled: Set = Set("labelled", LABELLED_STYLE, people=160, cameras=6, images=16)
-    unlabelled: Set = Set("unlabelled", UNLABELLED_STYLE, people=120, cameras=4, images=24)
+    labelled: Set = Set("labelled", LABELLED_STYLE, people=100, cameras=6, images=16)
+    unlabelled: Set = Set("unlabelled", UNLABELLED_STYLE, people=200, cameras=4, images=20)
     unseen: Set = Set(TEST_SET, UNSEEN_STYLE, people=100, cameras=6, images=12, split="test")
 
     def __post_init__(self) -> None:
@@ -96,20 +98,47 @@ def run_demo(demo: Demo) -> str:
     Raises:
         DmxError: a command failed; its own message stands above.
     """
-    start = time.monotonic()
     demo.out.mkdir(parents=True, exist_ok=True)
-    seconds = {}
+    seconds = _measured(demo.out)
     for words in commands(demo):
-        if words[0] == "ingest" and (Path(words[2]) / "manifest.json").exists():
+        was_done = _is_done(demo, words)
+        if was_done and (words[0] == "ingest" or "--sheet" in words):
             continue
         begin = time.monotonic()
-        _run(words)
-        seconds[shlex.join(words[:3])] = round(time.monotonic() - begin, 1)
-    result = _result(demo) | {"seconds": seconds, "total_seconds": round(time.monotonic() - start, 1)}
+        try:
+            _run(words)
+        finally:
+            if not was_done:  # Also what was spent before an interruption; not the look at what is there.
+                spent_s = seconds.get(_step(words), 0.0) + time.monotonic() - begin
+                seconds[_step(words)] = round(spent_s, 1)
+                (demo.out / SECONDS).write_text(json.dumps(seconds, indent=1) + "\n", encoding="utf-8")
+    result = _result(demo) | {"seconds": seconds, "total_seconds": round(sum(seconds.values()), 1)}
     text = as_markdown(result)
-    (demo.out / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (demo.out / RESULT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (demo.out / "result.md").write_text(text, encoding="utf-8")
     return text
+
+
+def _is_done(demo: Demo, words: list[str]) -> bool:
+    """Whether a command has nothing left to do; `synth` and `train` find that out themselves too."""
+    if words[0] == "train":
+        return (Path(words[words.index("--run") + 1]) / RESULT).exists()
+    if "--sheet" in words:
+        return Path(words[words.index("--sheet") + 1]).exists()
+    return (demo.out / "data" / Path(words[1]).name / "manifest.json").exists()  # Ingested, so rendered too.
+
+
+def _step(words: list[str]) -> str:
+    """The name of a command in the result; a run's folder tells the trainings apart."""
+    return shlex.join(["train", words[words.index("--run") + 1]] if words[0] == "train" else words[:3])
+
+
+def _measured(out: Path) -> dict[str, float]:
+    """Seconds of the steps that were done before, by step."""
+    if (out / SECONDS).exists():
+        found: dict[str, float] = json.loads((out / SECONDS).read_text(encoding="utf-8"))
+        return found
+    return {}
 
 
 def _run(words: list[str]) -> None:
@@ -126,10 +155,9 @@ def _result(demo: Demo) -> dict[str, Any]:
     """Final test results of both runs and the clusters of DomainMix by epoch."""
     models, epochs = {}, {}
     for name, folder in RUNS.items():
-        final = json.loads((demo.out / folder / "result.json").read_text(encoding="utf-8"))
-        lines = (demo.out / folder / "epochs.jsonl").read_text(encoding="utf-8").splitlines()
+        final = json.loads((demo.out / folder / RESULT).read_text(encoding="utf-8"))
         models[name] = {"steps": final["steps"], **final["tests"][TEST_SET]}
-        epochs[name] = [json.loads(line) for line in lines]
+        epochs[name] = read_lines(demo.out / folder / EPOCHS)
     return {
         "seed": demo.seed,
         "scale": demo.scale,

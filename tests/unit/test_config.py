@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dmx.config import Config, from_tree, leaves, overrides, recipe, recipe_names, to_tree
+from dmx.config import (
+    BatchConfig,
+    Config,
+    from_tree,
+    leaves,
+    overrides,
+    recipe,
+    recipe_names,
+    to_tree,
+    with_absolute_paths,
+)
 from dmx.errors import DmxError
 
 
@@ -75,6 +85,20 @@ def test_resolved_configuration_reads_back(tmp_path: Path) -> None:
         (["compat=broken"], "official or fixed"),
         (["lr"], "name=value"),
         (["schedule.milestones=3"], "wants a list"),
+        (["schedule.milestones=[3, -1]"], "at least 0, found -1"),
+        (["cluster.eps=0"], "--set: cluster.eps: wanted a number between 0 and 1, both excluded, found 0.0"),
+        (["cluster.eps=1"], "both excluded, found 1.0"),
+        (["cluster.eps=0.98"], "--set: cluster.eps_gap: .* eps [+] eps_gap < 1, found 0.98 and 0.02"),
+        (["cluster.eps=0.3", "cluster.eps_gap=0.3"], "found 0.3 and 0.3"),
+        (["schedule.source_epochs=31"], "stage_two_epoch 30 lies within the first 31 epochs"),
+        (
+            ["schedule=3"],
+            r"schedule is a section and takes no value, found 3; its settings are schedule.epochs,",
+        ),
+        (["seed=3", "seed.x=1"], "seed the value 3 and sets seed.x"),
+        (["seed.x=1", "seed=3"], "seed the value 3 and sets seed.x"),
+        (["seed=3", "seed.x.y=1"], "seed the value 3 and sets seed.x.y"),
+        (["seed.x=1"], "seed wants a whole number"),
     ],
 )
 def test_errors_name_the_setting(items: list[str], message: str) -> None:
@@ -89,3 +113,39 @@ def test_unknown_recipe_names_the_known_ones() -> None:
 
 def test_official_has_no_domain_quota() -> None:
     assert from_tree(("x", {"compat": "official"})).batch.source_share is None
+
+
+@pytest.mark.parametrize("share", [0.5, 0.3])
+def test_a_domain_quota_is_no_setting_of_official(share: float) -> None:
+    """Also when it is the default, and wherever it was asked for: dropped in silence, it would mislead."""
+    layer = ("mine.yaml", {"batch": {"source_share": share}})
+    with pytest.raises(
+        DmxError, match=rf"mine.yaml, x: batch.source_share is {share} and compat is official"
+    ):
+        from_tree(layer, ("x", {"compat": "official"}))
+    assert (
+        from_tree(("x", {"compat": "official", "batch": {"source_share": None}})).batch.source_share is None
+    )
+    with pytest.raises(DmxError, match="source_share"):
+        Config(compat="official", batch=BatchConfig(source_share=0.3))
+
+
+def test_overrides_of_one_mapping_are_joined() -> None:
+    items = ["model.backbone_args.a=1", "model.backbone_args={b: 2}", "model.backbone_args.c=3"]
+    for given in (items, items[::-1]):
+        assert from_tree(overrides(given)).model.backbone_args == {"a": 1, "b": 2, "c": 3}
+    sections = from_tree(overrides(["optim={lr: 1}", "optim.clip_norm=2", "optim={lr: 3}"])).optim
+    assert (sections.lr, sections.clip_norm) == (3, 2)
+
+
+def test_relative_paths_start_from_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = overrides(["data.source=a", "data.tests=[b, /c, 'gs://d/e']", "model.weights=w.pth"])
+    config = with_absolute_paths(from_tree(given))
+    assert config.data.source == str(tmp_path / "a")
+    assert config.data.target is None
+    assert config.data.tests == (str(tmp_path / "b"), "/c", "gs://d/e")
+    assert config.model.weights == str(tmp_path / "w.pth")
+    assert with_absolute_paths(config) == config

@@ -1,0 +1,90 @@
+"""Going on with other settings: what of them may change, checked before anything is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dmx.config import Config, differences, from_tree, read_yaml, with_absolute_paths
+from dmx.errors import DmxError
+from dmx.train.checkpoint import Progress, latest, read_state
+from dmx.train.runlog import CONFIG
+
+# What a checkpoint does not depend on. The model's shape, the data it was trained on and what makes its
+# batches stay; accumulation deals the same batch out in other parts, for other numbers of workers.
+CHANGEABLE = (
+    "timeout_s",
+    "data.workers",
+    "data.tests",
+    "batch.accumulation",
+    "cluster.",
+    "schedule.",
+    "optim.",
+    "loss.",
+)
+
+
+def check_changes(run: Path, config: Config) -> None:
+    """Check that `config`, with absolute paths, goes with what the run folder holds, if it holds anything.
+
+    Raises:
+        DmxError: naming the settings that cannot change any more; without a checkpoint, naming the file of
+            weights that is missing.
+    """
+    checkpoint = latest(run)
+    if checkpoint is None:
+        weights = config.model.weights
+        if weights is not None and not Path(weights).is_file():
+            raise DmxError(f"model.weights: wanted a local file of weights, found none at {weights}")
+        return
+    progress, trained_with = read_state(checkpoint)
+    changed = differences(with_absolute_paths(trained_with), config)
+    settled = {name: values for name, values in changed.items() if not name.startswith(CHANGEABLE)}
+    if settled:
+        raise DmxError(
+            f"{checkpoint} was trained with other settings ({_shown(settled)}), which cannot change any "
+            "more: leave them as they are, or choose another --run. What can change: "
+            + ", ".join(name.rstrip(".") for name in CHANGEABLE)
+        )
+    _check_schedule(checkpoint, progress, config, changed)
+
+
+def _check_schedule(checkpoint: Path, progress: Progress, config: Config, changed: dict[str, Any]) -> None:
+    """A changed schedule must not end before the checkpoint."""
+    schedule = config.schedule
+    if "schedule.epochs" in changed and schedule.epochs <= progress.epoch:
+        raise DmxError(
+            f"schedule.epochs: wanted more than the {progress.epoch} epochs that {checkpoint} has done, "
+            f"found {schedule.epochs}"
+        )
+    if "schedule.steps_per_epoch" in changed and schedule.steps_per_epoch < progress.step:
+        raise DmxError(
+            f"schedule.steps_per_epoch: wanted at least the {progress.step} steps that {checkpoint} has done "
+            f"of its epoch, found {schedule.steps_per_epoch}"
+        )
+
+
+def goes_further(run: Path, config: Config) -> bool:
+    """Whether a finished run has epochs left to do under `config`, with absolute paths.
+
+    Raises:
+        DmxError: other settings change, which would do nothing; or there is no checkpoint to go on from.
+    """
+    saved = with_absolute_paths(from_tree((str(run / CONFIG), read_yaml(run / CONFIG))))
+    changed = differences(saved, config)
+    if not changed:
+        return False
+    done = saved.schedule.epochs
+    if config.schedule.epochs <= done:
+        raise DmxError(
+            f"{run} is finished after {done} epochs, so that other settings ({_shown(changed)}) would change "
+            f"nothing: train it further with schedule.epochs above {done}, choose another --run, or test it "
+            f"elsewhere with `dmx evaluate {run} DATASET`"
+        )
+    if latest(run) is None:
+        raise DmxError(f"{run} is finished and holds no checkpoint to go on from: choose another --run")
+    return True
+
+
+def _shown(changed: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in changed.items())
