@@ -117,6 +117,17 @@ def test_a_finished_run_says_so(
     assert (inline / STEPS).stat().st_mtime_ns == before
 
 
+def test_a_finished_run_goes_further(inline: Path) -> None:
+    """One epoch more, after those that are done."""
+    before = _losses(inline)
+    more = ("--resume", "--launcher", "inline", "--set", f"schedule.epochs={EPOCHS + 1}")
+    assert _train("--run", str(inline), *more) == 0
+    assert _losses(inline)[: len(before)] == before
+    assert len(_losses(inline)) == len(before) + STEPS_PER_EPOCH
+    result = json.loads((inline / RESULT).read_text())
+    assert (result["epochs"], result["steps"]) == (EPOCHS + 1, (EPOCHS + 1) * STEPS_PER_EPOCH)
+
+
 def test_other_settings_in_the_same_folder_are_refused(
     recipe: Path, tmp_path: Path, tiny_settings: dict[str, Any]
 ) -> None:
