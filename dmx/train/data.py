@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dmx.cluster.validation import as_radii
 from dmx.config import Config
 from dmx.data.dataset import open_dataset
 from dmx.data.loader import TrainLoader
@@ -176,18 +175,13 @@ def train_transform(config: Config) -> TrainTransform:
 
 
 def _require_settings(config: Config, processes: int) -> None:
-    """Settings that fail at the first batch, or at the first clustering, fail now."""
-    batch, cluster = config.batch, config.cluster
+    """What the number of processes makes fail at the first batch fails now."""
+    batch = config.batch
     if batch.identities % (batch.accumulation * processes):
         raise DmxError(
             f"batch.identities wants a multiple of batch.accumulation x processes = {batch.accumulation} x "
             f"{processes}, so that each has its share, found {batch.identities}; change one of the three"
         )
-    if config.data.target is not None:
-        try:
-            as_radii(cluster.eps, cluster.eps_gap)
-        except ValueError as error:
-            raise DmxError(f"cluster.{error}") from error
 
 
 def _open_tests(paths: tuple[str, ...]) -> dict[str, tuple[Split, Split]]:
