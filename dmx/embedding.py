@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dmx.cores import cores
 from dmx.data.images import BrokenImageError, undecodable
 from dmx.data.prefetch import map_ahead
 from dmx.data.shards import Split
@@ -71,7 +71,8 @@ def embed(
         label: of the progress report.
         rows: which images, in this order; None takes all.
         flip: also embed each image mirrored and take the mean direction.
-        num_workers: threads that decode; None takes one a core, 0 decodes in this thread.
+        num_workers: threads that decode; None takes one for each core this process may use, 0 decodes in this
+            thread.
 
     Returns:
         (N, D) float32, rows of unit length.
@@ -92,7 +93,7 @@ def embed(
             [_image(split, int(row), transform, label) for row in chosen[start : start + batch_size]]
         )
 
-    workers = os.cpu_count() or 1 if num_workers is None else num_workers
+    workers = cores() if num_workers is None else num_workers
     pool = ThreadPoolExecutor(workers, thread_name_prefix="embed") if workers else None
     result: NDArray[np.float32] | None = None
     try:

