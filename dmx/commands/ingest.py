@@ -2,41 +2,28 @@
 
 Recognises the layouts of Market-1501, MSMT17, CUHK03-NP, RandPerson, UnrealPerson, PersonX, ClonedPerson,
 DukeMTMC-reID, VeRi-776 and LUPerson, a folder for each identity, flat crops without labels (a folder or a zip
-archive), and WebDataset tars. Counts are checked against the published ones. Images that cannot be decoded
-are left out and listed, with their reason, in skipped.jsonl.
+archive), and WebDataset tars. Counts are checked against the published ones. Images that cannot be decoded or
+have no place in the layout are left out and listed, with their reason, in OUT/skipped.jsonl.
+
+  dmx ingest Market-1501-v15.09.15 data/market
+  dmx ingest crops.zip data/crops
+  dmx ingest people data/people --layout folder --camera-pattern '_c(\\d+)'
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
+
+from dmx.commands.sources import add_layout_arguments, warn_as
 
 SUMMARY = "turn a data set into shards"
-LAYOUT_NAMES = (
-    "auto",
-    "market1501",
-    "msmt17",
-    "cuhk03-np",
-    "randperson",
-    "unrealperson",
-    "personx",
-    "clonedperson",
-    "dukemtmc-reid",
-    "veri776",
-    "luperson",
-    "folder",
-    "crops",
-    "webdataset",
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("source", metavar="SOURCE", help="folder (or archive) of the data set")
+    parser.add_argument("source", metavar="SOURCE", help="folder or archive of the data set")
     parser.add_argument("out", metavar="OUT", help="folder to write: a local path or a URI such as s3://...")
-    parser.add_argument(
-        "--layout", choices=LAYOUT_NAMES, default="auto", help="how SOURCE is laid out (default: %(default)s)"
-    )
+    add_layout_arguments(parser, "SOURCE")
     parser.add_argument(
         "--rows-per-shard",
         type=int,
@@ -45,19 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images in a shard (default: %(default)s)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a data set that is already in OUT")
-    parser.add_argument(
-        "--camera",
-        choices=("scene", "camera"),
-        default="scene",
-        help="RandPerson's camera: scene and camera together, or the camera alone as in published code "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--camera-pattern",
-        metavar="REGEX",
-        help="regular expression whose one group is the camera in a file name, for folder and crops; "
-        "for example '_c(\\d+)'",
-    )
     parser.add_argument(
         "--workers", type=int, default=None, metavar="N", help="threads that decode (default: one a core)"
     )
@@ -76,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         camera=args.camera,
         camera_pattern=args.camera_pattern,
         workers=args.workers,
-        warn=lambda message: print(f"dmx ingest: warning: {message}", file=sys.stderr),
+        warn=warn_as("ingest"),
     )
     print(summary(manifest))
     return 0

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dmx.data.ingest import make_options, read_source, warn_dataset
-from dmx.data.layouts import Found, recognise
+from dmx.data.ingest import left_out_warning, make_options, read_source, warn_dataset
+from dmx.data.layouts import Found, Unreadable, recognise
 from dmx.data.layouts.base import BytesRef
 from dmx.data.manifest import MANIFEST_NAME, SPLITS, SplitCounts, read_manifest
 from dmx.data.published import count_warnings
@@ -84,7 +84,6 @@ def open_dataset(
     path: str | Path,
     layout: str = "auto",
     *,
-    verify: bool = False,
     camera: str = "scene",
     camera_pattern: str | None = None,
     warn: Callable[[str], None] = warn_dataset,
@@ -94,7 +93,6 @@ def open_dataset(
     Args:
         path: folder; a URI when it was ingested there.
         layout: as for `ingest`, when the folder was not ingested.
-        verify: check the shards' checksums, not only their sizes.
         camera: as for `ingest`.
         camera_pattern: as for `ingest`.
         warn: called with each sentence about what differs from the published data set.
@@ -103,7 +101,7 @@ def open_dataset(
         DmxError: nothing there that can be read.
     """
     if locate(path).size(MANIFEST_NAME) is not None:
-        manifest, _ = read_manifest(path, verify=verify)
+        manifest, _ = read_manifest(path)
         shard_splits = {
             name: ShardSplit(path, name, manifest.splits[name].shards)
             for name in SPLITS
@@ -120,10 +118,10 @@ def _open_raw(
 ) -> Dataset:
     chosen, root = recognise(path, layout)
     by_split: dict[str, list[Found]] = {name: [] for name in SPLITS}
-    skipped = 0
+    skipped: list[Unreadable] = []
     for item in read_source(chosen, root, make_options(camera, camera_pattern)):
         if not isinstance(item, Found):
-            skipped += 1
+            skipped.append(item)
             continue
         if isinstance(item.image, BytesRef):
             raise DmxError(
@@ -135,8 +133,10 @@ def _open_raw(
     if not splits:
         raise DmxError(f"{root}: wanted images in layout {chosen.name} ({chosen.wanted}), found none")
     counts = {name: _counts(split) for name, split in splits.items()}
-    for message in count_warnings(chosen.name, chosen.published(root), counts, skipped):
+    for message in count_warnings(chosen.name, chosen.published(root), counts, len(skipped)):
         warn(message)
+    if skipped:
+        warn(left_out_warning(root, len(skipped), skipped[0], "`dmx ingest` lists all"))
     if chosen.note:
         warn(chosen.note)
     return Dataset(str(path), chosen.name, dict(splits))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from dmx.cores import cores
 from dmx.data.images import broken_reason
 from dmx.data.layouts import Found, Layout, Options, Unreadable, recognise
-from dmx.data.manifest import SPLITS, Manifest
+from dmx.data.manifest import SKIPPED_NAME, SPLITS, Manifest
 from dmx.data.prefetch import map_ahead
 from dmx.data.published import count_warnings
 from dmx.data.shards import DatasetWriter
@@ -55,12 +55,23 @@ def make_options(camera: str = "scene", camera_pattern: str | None = None) -> Op
 
 
 def read_source(layout: Layout, root: Path, options: Options) -> Iterator[Found | Unreadable]:
-    """What a layout's reader yields, with numbers that a shard cannot hold turned into `Unreadable`."""
+    """What a layout's reader yields, then an `Unreadable` for everything in `options.unread`.
+
+    Numbers that a shard cannot hold are turned into `Unreadable`.
+    """
     for item in layout.read(root, options):
         if isinstance(item, Found) and not (item.identity < 2**63 and item.camera < 2**31):
             yield Unreadable(item.key, f"identity {item.identity} or camera {item.camera} is too large")
         else:
             yield item
+    for path, reason in options.unread:
+        yield Unreadable(path.relative_to(root).as_posix(), reason)
+
+
+def left_out_warning(root: Path, count: int, first: Unreadable, where: str) -> str:
+    """The sentence about a source of which not everything is read; `where` tells what lists it all."""
+    entries = "1 image or folder is" if count == 1 else f"{count:,} images or folders are"
+    return f"{root}: {entries} left out, the first is {first.key} ({first.reason}); {where}"
 
 
 def _check(item: Found | Unreadable) -> Checked:
@@ -104,9 +115,9 @@ def ingest(
 ) -> Manifest:
     """Turn a data set into shards.
 
-    Images are kept byte for byte. Those that cannot be decoded are left out, counted in the manifest and
-    listed with their reason in `skipped.jsonl`. Memory is bounded by a record batch. `out` changes only at
-    the end.
+    Images are kept byte for byte. Those that cannot be decoded or have no place in the layout are left out,
+    counted in the manifest and listed with their reason in `skipped.jsonl`. Memory is bounded by a record
+    batch. `out` changes only at the end.
 
     Args:
         source: folder (or archive, for some layouts) of the data set.
@@ -115,16 +126,20 @@ def ingest(
         rows_per_shard: images in a shard.
         overwrite: replace a data set that is already in `out`.
         camera: RandPerson's camera number, `scene` (with the scene) or `camera` (without, as published code).
-        camera_pattern: regular expression whose one group is the camera in a file name; for `folder`,
-        `crops`. workers: threads that decode; None takes one a core.
+        camera_pattern: regular expression whose one group is the camera in a file name; for
+            `folder` and `crops`.
+        workers: threads that decode, at least 1; None takes one a core.
         warn: called with each sentence about what differs from the published data set.
 
     Returns:
         The manifest that was written.
 
     Raises:
-        DmxError: the layout is not recognised, no image can be read, or `out` holds something already.
+        DmxError: the layout is not recognised, no image can be read, `out` holds something already, or a
+            parameter out of its range.
     """
+    if workers is not None and workers < 1:
+        raise DmxError(f"workers: wanted at least 1, found {workers}")
     options = make_options(camera, camera_pattern)
     if "://" in str(source):
         raise DmxError(
@@ -132,7 +147,7 @@ def ingest(
         )
     chosen, root = recognise(source, layout)
     writer = DatasetWriter(out, layout=chosen.name, rows_per_shard=rows_per_shard, overwrite=overwrite)
-    count = workers or os.cpu_count() or 1
+    count = cores() if workers is None else workers
     # Pillow lets go of the interpreter while it decodes, so threads use all cores.
     with writer, ThreadPoolExecutor(count, thread_name_prefix="ingest") as pool:
         items = read_source(chosen, root, options)
@@ -146,6 +161,10 @@ def ingest(
             )
         writer.ignored = options.ignored
         notes = [chosen.note] if chosen.note else []
+        if options.unread:
+            path, reason = options.unread[0]
+            first = Unreadable(path.relative_to(root).as_posix(), reason)
+            notes.append(left_out_warning(root, len(options.unread), first, f"all are in {SKIPPED_NAME}"))
         counts = writer.counts()
         writer.warnings = notes + count_warnings(
             chosen.name, chosen.published(root), counts, writer.skipped_count
@@ -172,7 +191,7 @@ def summary(manifest: Manifest) -> str:
         )
         for row in rows
     ]
-    tail = f"layout {manifest.layout}; {manifest.skipped:,} broken images left out"
+    tail = f"layout {manifest.layout}; {manifest.skipped:,} broken or misplaced left out"
     if manifest.skipped:
         tail += f" (listed in {manifest.skipped_file})"
     if manifest.ignored:

@@ -24,7 +24,7 @@ def count_warnings(
         layout: name of the layout.
         expected: its published counts.
         splits: what was found.
-        skipped: how many images were left out because they cannot be read.
+        skipped: how many images were left out because they are broken or have no place in the layout.
     """
     warnings = []
     for item in expected:
@@ -33,7 +33,7 @@ def count_warnings(
         if abs(found - item.count) <= item.tolerance * item.count:
             continue
         about = "about " if item.tolerance else ""
-        skips = f" ({skipped} broken ones left out of all splits, see skipped.jsonl)" if skipped else ""
+        skips = f" ({skipped} broken or misplaced ones left out of all splits)" if skipped else ""
         warnings.append(
             f"{layout}, {item.split}: {about}{item.count:,} {WHAT[item.field]} are published, {found:,} found"
             f"{skips}; results will not compare with published ones: check that the download is complete, "

@@ -23,12 +23,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dmx.data.manifest import Shard, read_manifest
+from dmx.data.manifest import Shard
 from dmx.data.storage import locate
 from dmx.data.writer import SCHEMA, DatasetWriter
 from dmx.errors import DmxError
 
-__all__ = ["SCHEMA", "DatasetWriter", "ShardSplit", "Split", "open_split"]
+__all__ = ["SCHEMA", "DatasetWriter", "ShardSplit", "Split"]
 
 # Record batches of an object store that are kept in memory; local ones are views of the memory map.
 REMOTE_BATCHES = 4
@@ -179,21 +179,3 @@ class ShardSplit:
             f"{self.folder}/{self._shards[shard].file}: split {self._name}: wanted an Arrow IPC file, "
             f"found {found}; copy the data set again or ingest it again"
         )
-
-
-def open_split(folder: str | Path, split: str) -> ShardSplit:
-    """Open one split of an ingested data set.
-
-    Args:
-        folder: local path or URI of the data set.
-        split: `train`, `query` or `gallery`.
-
-    Raises:
-        DmxError: no data set there, no such split in it, or a shard missing or cut short.
-    """
-    manifest, _ = read_manifest(folder)
-    if split not in manifest.splits:
-        raise DmxError(
-            f"{folder}: wanted the split {split!r}, found {sorted(manifest.splits)} ({manifest.layout})"
-        )
-    return ShardSplit(folder, split, manifest.splits[split].shards)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -18,8 +19,8 @@ from PIL import Image
 
 from dmx.data.dataset import open_dataset
 from dmx.data.ingest import DatasetWarning, ingest
-from dmx.data.layouts import LAYOUTS, Expected, recognise
-from dmx.data.layouts.luperson import load_keys
+from dmx.data.layouts import LAYOUTS, Expected, Options, recognise
+from dmx.data.layouts.luperson import LmdbRef, load_keys
 from dmx.data.layouts.market import MARKET_COUNTS
 from dmx.data.layouts.randperson import parse_name
 from dmx.data.manifest import SplitCounts
@@ -277,7 +278,7 @@ def test_layout_is_recognised_and_read(build: Callable[[Path], Numbers], name: s
         assert manifest.layout == name
         assert manifest.skipped == 0
         assert set(manifest.splits) == set(expected)
-        data = open_dataset(out, verify=True)
+        data = open_dataset(out)
         for split, (identities, cameras) in expected.items():
             assert data.split(split).identities.tolist() == identities
             assert data.split(split).cameras.tolist() == cameras
@@ -410,6 +411,80 @@ def test_nothing_recognised_says_what_was_looked_for_and_found(tmp_path: Path) -
         recognise(tmp_path / "notes.txt", "market1501")
 
 
+def skipped_in(out: Path) -> dict[str, str]:
+    lines = map(json.loads, (out / "skipped.jsonl").read_text().splitlines())
+    return {line["key"]: line["reason"] for line in lines}
+
+
+def test_splits_of_other_names_are_not_lost_silently(tmp_path: Path) -> None:
+    source = put(
+        tmp_path / "set", *(f"{split}/{name}/a.jpg" for split in ("train", "val", "test") for name in "ab")
+    )
+    with pytest.raises(
+        DmxError, match=r"(?s)train, query and gallery with no others.*Found: test/, train/, val/"
+    ):
+        recognise(source)
+    messages: list[str] = []
+    manifest = ingest(source, tmp_path / "out", "folder", warn=messages.append)
+    assert manifest.splits["train"].images == 2
+    assert skipped_in(tmp_path / "out").keys() == {"test", "val"}
+    (message,) = messages
+    assert "2 images or folders are left out, the first is test (not train, query or gallery" in message
+    open_dataset(source, "folder", warn=messages.append)
+    assert messages[1].startswith(message.partition(";")[0])
+    (source / "docs").mkdir()
+    shutil.rmtree(source / "val")
+    shutil.rmtree(source / "test")
+    assert recognise(source)[0].name == "folder", "a folder without images is no reason to ask"
+
+
+@pytest.mark.parametrize("splits", [("",), ("train/", "query/", "gallery/")])
+def test_images_beside_identity_folders_are_listed(splits: tuple[str, ...], tmp_path: Path) -> None:
+    folders = put(tmp_path / "set", *(f"{split}{name}/x.jpg" for split in splits for name in "ab"))
+    put(folders, *(f"{split}loose.jpg" for split in splits))
+    (folders / f"{splits[0]}notes.txt").write_text("x")
+    with pytest.raises(DmxError, match="no known layout"):
+        recognise(folders)
+    messages: list[str] = []
+    manifest = ingest(folders, tmp_path / "out", "folder", warn=messages.append)
+    assert {name: counts.identities for name, counts in manifest.splits.items()} == {
+        split.rstrip("/") or "train": 2 for split in splits
+    }
+    found = skipped_in(tmp_path / "out")
+    assert found.keys() == {f"{split}loose.jpg" for split in splits}
+    assert set(found.values()) == {"an image beside the folders that name identities"}
+    assert (manifest.skipped, manifest.ignored) == (len(splits), 1)
+    assert len(messages) == 1
+
+
+@pytest.mark.parametrize(
+    ("build", "where"),
+    [
+        (market, "bounding_box_train"),
+        (personx_by_camera, "1/query"),
+        (randperson_subset, "randperson_subset"),
+        (unrealperson, "unreal_v1.2/images"),
+    ],
+)
+def test_subfolders_that_a_layout_does_not_have_are_listed(
+    build: Callable[[Path], Numbers], where: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    expected = build(source)
+    put(source / where, "more/deep/0002_c1s1_000451_03.jpg", ".cache/0002_c1s1_000451_03.jpg")
+    (source / where / "empty").mkdir()
+    messages: list[str] = []
+    manifest = ingest(source, tmp_path / "out", warn=messages.append)
+    assert {name: counts.images for name, counts in manifest.splits.items()} == {
+        name: len(identities) for name, (identities, _) in expected.items()
+    }
+    ((key, reason),) = skipped_in(tmp_path / "out").items()
+    assert (source / key == source / where / "more") or key == "more"
+    assert "its images are not read" in reason
+    assert manifest.skipped == 1
+    assert any("1 image or folder is left out, the first is" in message for message in messages)
+
+
 def test_labels_in_file_names_are_not_lost_silently(tmp_path: Path) -> None:
     market(tmp_path)
     for source in (tmp_path / "bounding_box_train", tmp_path / "gt_bbox"):
@@ -447,6 +522,9 @@ def test_camera_pattern_for_folders(tmp_path: Path) -> None:
     put(tmp_path, "1/a_c3.jpg", "2/b.jpg")
     split = open_dataset(tmp_path, camera_pattern=r"_c(\d+)").split("train")
     assert split.cameras.tolist() == [3, -1]
+    for pattern in (r"_(c\d+)", r"a_(x)?"):
+        with pytest.raises(DmxError, match=r"wanted its group to be digits, found .* file name a_c3\.jpg"):
+            open_dataset(tmp_path, camera_pattern=pattern)
     with pytest.raises(DmxError, match="one group"):
         open_dataset(tmp_path, camera_pattern=r"_c\d+")
     with pytest.raises(DmxError, match="regular expression"):
@@ -499,10 +577,28 @@ def test_luperson_keys_never_run_code(tmp_path: Path) -> None:
     with pytest.raises(DmxError, match=r"names posix.system"):
         load_keys(path)
     assert not marker.exists()
-    for content in (b"", b"garbage", pickle.dumps(3), pickle.dumps([1.5])):
+    for content in (b"", b"garbage", pickle.dumps(3), pickle.dumps([1.5]), pickle.dumps([b"\xff"])):
         path.write_bytes(content)
         with pytest.raises(DmxError, match=r"keys\.pkl: wanted"):
             load_keys(path)
+
+
+def test_luperson_database_that_breaks_is_an_unreadable_image(tmp_path: Path) -> None:
+    luperson(tmp_path / "set")
+    with pytest.raises(OSError, match="the database cannot be read"):
+        LmdbRef(str(tmp_path / "set/lmdb"), "").read()  # shorter than any key may be
+    (tmp_path / "set/keys.pkl").write_bytes(pickle.dumps(["US_03_0001_00000001", "absent", "\ud800"]))
+    manifest = ingest(tmp_path / "set", tmp_path / "out", warn=lambda message: None)
+    assert manifest.splits["train"].images == 1
+    assert skipped_in(tmp_path / "out").keys() == {"absent", "\ud800"}
+
+
+def test_luperson_database_cut_short_is_refused(tmp_path: Path) -> None:
+    luperson(tmp_path)
+    with open(tmp_path / "lmdb/data.mdb", "r+b") as file:
+        file.truncate(2 * 4096)
+    with pytest.raises(DmxError, match=r"lmdb: wanted an LMDB of \d+ bytes, found 8192"):
+        next(recognise(tmp_path)[0].read(tmp_path, Options()))
 
 
 def test_synthetic_folder_has_no_published_counts(tmp_path: Path) -> None:

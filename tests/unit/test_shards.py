@@ -19,16 +19,16 @@ from PIL import Image
 from pyarrow import fs as pafs
 
 from dmx.commands import ingest as command
+from dmx.data import dataset as dataset_module
 from dmx.data import manifest as manifest_module
 from dmx.data import shards as shards_module
 from dmx.data import writer as writer_module
 from dmx.data.dataset import open_dataset
 from dmx.data.images import broken_reason
 from dmx.data.ingest import ingest
-from dmx.data.layouts import LAYOUTS
 from dmx.data.manifest import read_manifest
 from dmx.data.prefetch import map_ahead
-from dmx.data.shards import DatasetWriter, Split, open_split
+from dmx.data.shards import DatasetWriter, ShardSplit, Split
 from dmx.data.storage import Location
 from dmx.errors import DmxError
 
@@ -67,7 +67,7 @@ def test_what_goes_in_comes_out(
 ) -> None:
     monkeypatch.setattr(writer_module, "BATCH_ROWS", batch_rows)
     images = write(tmp_path / "set", 10, rows_per_shard)
-    split = open_split(tmp_path / "set", "train")
+    split = open_dataset(tmp_path / "set").split("train")
     assert isinstance(split, Split)
     assert len(split) == 10
     assert split.name == "train"
@@ -98,7 +98,7 @@ def test_shards_are_plain_arrow_with_the_documented_columns(tmp_path: Path) -> N
 
 def test_split_pickles_small_and_reads_from_many_threads(tmp_path: Path) -> None:
     images = write(tmp_path / "set", 200, 16)
-    split = open_split(tmp_path / "set", "train")
+    split = open_dataset(tmp_path / "set").split("train")
     assert split.image_bytes(3) == images[3]
     frozen = pickle.dumps(split)
     assert len(frozen) < 4000
@@ -109,12 +109,12 @@ def test_split_pickles_small_and_reads_from_many_threads(tmp_path: Path) -> None
 
 def test_errors_name_folder_split_and_field(tmp_path: Path) -> None:
     write(tmp_path / "set")
-    with pytest.raises(DmxError, match=r"set: wanted the split 'query', found \['train'\]"):
-        open_split(tmp_path / "set", "query")
+    with pytest.raises(DmxError, match=r"set \(test\): wanted the split 'query', found \['train'\]"):
+        open_dataset(tmp_path / "set").split("query")
     with pytest.raises(DmxError, match=r"found no manifest\.json"):
-        open_split(tmp_path, "train")
+        read_manifest(tmp_path)
     with pytest.raises(DmxError, match="wanted row 10, found 10 rows"):
-        open_split(tmp_path / "set", "train").image_bytes(10)
+        open_dataset(tmp_path / "set").split("train").image_bytes(10)
     with pytest.raises(DmxError, match="wanted the split 'gallery'"):
         open_dataset(tmp_path / "set").split("gallery")
     with (
@@ -152,7 +152,7 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
     shard.write_bytes(changed)
     open_dataset(tmp_path / "set")
     with pytest.raises(DmxError, match=r"train-00001\.arrow: wanted SHA-256"):
-        open_dataset(tmp_path / "set", verify=True)
+        read_manifest(tmp_path / "set", verify=True)
     shard.write_bytes(content[:-1])
     with pytest.raises(
         DmxError, match=rf"wanted {len(content)} bytes \(manifest\), found {len(content) - 1}"
@@ -160,7 +160,7 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
         open_dataset(tmp_path / "set")
     shard.write_bytes(b"x" * len(content))
     with pytest.raises(DmxError, match="wanted an Arrow IPC file"):
-        open_split(tmp_path / "set", "train").image_bytes(5)
+        open_dataset(tmp_path / "set").split("train").image_bytes(5)
     shard.unlink()
     with pytest.raises(DmxError, match="no such file"):
         open_dataset(tmp_path / "set")
@@ -179,7 +179,7 @@ def test_a_shard_with_other_columns_is_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(writer_module, "SCHEMA", other)
     write(tmp_path / "set")
     with pytest.raises(DmxError, match="columns"):
-        open_split(tmp_path / "set", "train").image_bytes(0)
+        open_dataset(tmp_path / "set").split("train").image_bytes(0)
 
 
 def test_a_failed_write_leaves_everything_as_it_was(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_overwrite_replaces_everything_and_only_when_asked(tmp_path: Path) -> No
     images = write(tmp_path / "set", 3, 2, overwrite=True)
     names = sorted(path.name for path in (tmp_path / "set").iterdir())
     assert names == ["manifest.json", "skipped.jsonl", "train-00000.arrow", "train-00001.arrow"]
-    split = open_split(tmp_path / "set", "train")
+    split = open_dataset(tmp_path / "set").split("train")
     assert [split.image_bytes(row) for row in range(3)] == images
     (tmp_path / "other").mkdir()
     (tmp_path / "other/thesis.tex").write_text("x")
@@ -215,24 +215,25 @@ def test_overwrite_replaces_everything_and_only_when_asked(tmp_path: Path) -> No
 
 def test_uris_and_object_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "set")
-    assert len(open_split(f"file://{tmp_path}/set", "train")) == 10
+    assert len(open_dataset(f"file://{tmp_path}/set").split("train")) == 10
     with pytest.raises(DmxError, match="nope://bucket/set: wanted"):
-        open_split("nope://bucket/set", "train")
+        open_dataset("nope://bucket/set").split("train")
 
     fsspec = pytest.importorskip("fsspec")
     memory = pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem("memory")))
-    for module in (writer_module, manifest_module, shards_module):
+    for module in (dataset_module, writer_module, manifest_module, shards_module):
         monkeypatch.setattr(module, "locate", lambda folder: Location(memory, "bucket/set", False))
     monkeypatch.setattr(writer_module, "BATCH_ROWS", 2)
     images = write(Path("unused"), 30, 8)
-    split = open_split("unused", "train")
+    split = open_dataset("unused").split("train")
     order = np.random.default_rng(0).permutation(30)
     assert [split.image_bytes(int(row)) for row in order] == [images[row] for row in order]
+    assert isinstance(split, ShardSplit)
     assert len(split._batches) <= shards_module.REMOTE_BATCHES
     assert split.identities.tolist() == [row // 2 for row in range(30)]
     read_manifest("unused", verify=True)
     write(Path("unused"), 5, 8, overwrite=True)
-    assert len(open_split("unused", "train")) == 5
+    assert len(open_dataset("unused").split("train")) == 5
 
 
 GOOD = {
@@ -282,7 +283,7 @@ def test_ingest_leaves_out_broken_images_and_nothing_else(tmp_path: Path) -> Non
         (source / f"bad {name}.jpg").write_bytes(content)
     (source / "dangling.jpg").symlink_to(tmp_path / "nowhere")
     manifest = ingest(source, tmp_path / "out", workers=2)
-    split = open_split(tmp_path / "out", "train")
+    split = open_dataset(tmp_path / "out").split("train")
     assert split.keys == sorted(f"good {name}.png" for name in GOOD)
     for row, key in enumerate(split.keys):
         assert split.image_bytes(row) == (source / key).read_bytes()
@@ -326,9 +327,16 @@ def test_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[st
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["split", "images", "labelled", "identities", "cameras", "shards"]
     assert lines[1].split() == ["train", "3", "3", "2", "0", "2"]
-    assert lines[2] == "layout folder; 0 broken images left out"
-    assert command.LAYOUT_NAMES[0] == "auto"
-    assert set(command.LAYOUT_NAMES[1:]) == set(LAYOUTS)
+    assert lines[2] == "layout folder; 0 broken or misplaced left out"
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_workers_are_at_least_one(workers: int, tmp_path: Path) -> None:
+    (tmp_path / "crops").mkdir()
+    (tmp_path / "crops/a.jpg").write_bytes(encode())
+    with pytest.raises(DmxError, match=f"workers: wanted at least 1, found {workers}"):
+        ingest(tmp_path / "crops", tmp_path / "out", workers=workers)
+    assert not (tmp_path / "out").exists()
 
 
 def test_map_ahead_keeps_order_reads_no_further_and_raises_in_place() -> None:

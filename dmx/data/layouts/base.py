@@ -88,25 +88,50 @@ class Options:
         camera: `scene` numbers RandPerson's cameras by scene and camera together; `camera` by the camera
             alone, as the published code does.
         camera_pattern: regular expression with one group of digits, for folders whose file names tell a
-        camera. ignored: counts the files passed over because they are not images; filled while reading.
+            camera.
+        ignored: counts the files passed over because they are not images; filled while reading.
+        unread: images, and folders of images, that the layout has no place for, each with the reason; filled
+            while reading.
     """
 
     camera: str = "scene"
     camera_pattern: str | None = None
-    ignored: int = field(default=0)
+    ignored: int = 0
+    unread: list[tuple[Path, str]] = field(default_factory=list)
 
     def images(self, folder: Path, *, recursive: bool = False) -> Iterator[Path]:
-        """The image files of a folder by name; hidden ones (`._*`) and others are counted as ignored."""
+        """The image files of a folder by name.
+
+        Hidden files (`._*`) and those that are not images are counted as ignored. Unless `recursive`,
+        subfolders that hold images go to `unread`.
+        """
         with os.scandir(folder) as entries:
             ordered = sorted(entries, key=lambda entry: entry.name)
         for entry in ordered:
             if entry.is_dir():
-                if recursive and not entry.name.startswith("."):
+                if entry.name.startswith("."):
+                    continue
+                if recursive:
                     yield from self.images(Path(entry.path), recursive=True)
+                else:
+                    self.leave_folder(Path(entry.path), "a subfolder where the layout has images only")
             elif is_image_name(entry.name):
                 yield Path(entry.path)
             else:
                 self.ignored += 1
+
+    def leave_images(self, folder: Path, reason: str) -> None:
+        """Record that a folder's own images are not read; its other files are counted as ignored."""
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if not entry.is_dir())
+        images = [name for name in names if is_image_name(name)]
+        self.unread += [(folder / name, reason) for name in images]
+        self.ignored += len(names) - len(images)
+
+    def leave_folder(self, folder: Path, reason: str) -> None:
+        """Record that a folder is not read, if it holds images."""
+        if holds_images(folder):
+            self.unread.append((folder, f"{reason}: its images are not read"))
 
 
 @dataclass(frozen=True)
@@ -174,6 +199,11 @@ def subfolders(folder: Path) -> list[Path]:
     # Not Path.iterdir: a flat set has a million files beside them, and each would cost a call for its kind.
     with os.scandir(folder) as entries:
         return sorted(Path(e.path) for e in entries if not e.name.startswith(".") and e.is_dir())
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether there is an image in a folder or anywhere below it."""
+    return bool(sample_image_names(folder)) or any(holds_images(inner) for inner in subfolders(folder))
 
 
 def candidate_roots(source: Path, depth: int = 3) -> Iterator[Path]:

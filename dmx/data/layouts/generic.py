@@ -15,6 +15,7 @@ from dmx.data.layouts.base import (
     Reading,
     Unreadable,
     candidate_roots,
+    holds_images,
     is_image_name,
     mostly_match,
     sample_image_names,
@@ -34,7 +35,14 @@ def _camera(name: str, options: Options) -> int:
     if options.camera_pattern is None:
         return -1
     match = re.search(options.camera_pattern, name)
-    return int(match[1]) if match else -1
+    if match is None:
+        return -1
+    if match[1] is None or not match[1].isdecimal():
+        raise DmxError(
+            f"camera pattern {options.camera_pattern!r}: wanted its group to be digits, found {match[1]!r} "
+            f"in the file name {name}"
+        )
+    return int(match[1])
 
 
 def _identity_folders(folder: Path) -> list[Path]:
@@ -50,7 +58,9 @@ def _find_folder(source: Path) -> Path | None:
             return None
         splits = [path for path in inner if path.name in SPLIT_FOLDERS]
         if splits and all(_identity_folders(path) for path in splits):
-            return root
+            # Of `train` beside `val` and `test`, only a part would be read: then the layout has to be told.
+            others = [path for path in inner if path.name not in SPLIT_FOLDERS]
+            return None if any(map(holds_images, others)) else root
         # One folder alone is as likely a wrapping as an identity: then the layout has to be told.
         if not splits and len(_identity_folders(root)) > 1:
             return root
@@ -64,12 +74,20 @@ def identity_numbers(names: list[str]) -> dict[str, int]:
     return {name: rank for rank, name in enumerate(sorted(names))}
 
 
-def _read_folder(root: Path, options: Options) -> Reading:
+def _identities_by_split(root: Path, options: Options) -> dict[str, list[Path]]:
+    """The identity folders of every split; what lies beside them goes to `options.unread`."""
     inner = subfolders(root)
-    splits = {
-        path.name: path for path in inner if path.name in SPLIT_FOLDERS and not sample_image_names(path)
-    }
-    by_split = {name: subfolders(path) for name, path in splits.items()} or {"train": inner}
+    splits = {path.name: path for path in inner if path.name in SPLIT_FOLDERS and subfolders(path)}
+    for folder in (root, *splits.values()):
+        options.leave_images(folder, "an image beside the folders that name identities")
+    for path in inner if splits else ():
+        if path.name not in splits:
+            options.leave_folder(path, "not train, query or gallery with identity folders")
+    return {name: subfolders(path) for name, path in splits.items()} or {"train": inner}
+
+
+def _read_folder(root: Path, options: Options) -> Reading:
+    by_split = _identities_by_split(root, options)
     # Query and gallery must agree on who is who, so the numbers are given over all splits together.
     numbers = identity_numbers(sorted({path.name for paths in by_split.values() for path in paths}))
     for split, identities in by_split.items():
@@ -136,7 +154,7 @@ def _read_zip(source: Path, options: Options) -> Reading:
 LAYOUTS = (
     Layout(
         "folder",
-        "a folder for each identity, or train, query and gallery holding such folders",
+        "a folder for each identity, or such folders in train, query and gallery with no others beside",
         _find_folder,
         _read_folder,
         generic=True,

@@ -51,6 +51,11 @@ def load_keys(path: Path) -> list[str]:
     try:
         with open(path, "rb") as file:
             value = _PlainUnpickler(file).load()
+        if isinstance(value, dict):
+            value = value.get("keys", value)
+        if not isinstance(value, (list, tuple, set, frozenset, dict)):
+            raise TypeError(f"a {type(value).__name__}")
+        keys = [key.decode() if isinstance(key, bytes) else key for key in value]
     except (
         pickle.UnpicklingError,
         EOFError,
@@ -64,11 +69,6 @@ def load_keys(path: Path) -> list[str]:
             f"{path}: wanted a pickled list of keys made of plain str or bytes, found "
             f"something else ({error}); get the file again from its authors, or write it as a plain list"
         ) from error
-    if isinstance(value, dict):
-        value = value.get("keys", value)
-    if not isinstance(value, (list, tuple, set, frozenset, dict)):
-        raise DmxError(f"{path}: wanted a list of keys, found {type(value).__name__}")
-    keys = [key.decode() if isinstance(key, bytes) else key for key in value]
     if bad := next((key for key in keys if not isinstance(key, str)), None):
         raise DmxError(f"{path}: wanted keys that are str or bytes, found {bad!r}")
     return sorted(keys) if isinstance(value, (set, frozenset)) else keys
@@ -81,10 +81,17 @@ def _environment(path: str, process: int) -> Any:
         import lmdb  # only this layout needs it
     except ImportError as error:
         raise DmxError(f"{path}: reading LMDB needs the package lmdb: pip install 'dmx[lmdb]'") from error
+    folder = Path(path)
     try:
-        return lmdb.open(path, readonly=True, lock=False, readahead=False, subdir=Path(path).is_dir())
+        environment = lmdb.open(path, readonly=True, lock=False, readahead=False, subdir=folder.is_dir())
     except lmdb.Error as error:
         raise DmxError(f"{path}: wanted an LMDB of images, found {error}; fetch it again") from error
+    # Reading what lies beyond the end of a file in memory would end the process without a word.
+    wanted = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    found = (folder / "data.mdb" if folder.is_dir() else folder).stat().st_size
+    if found < wanted:
+        raise DmxError(f"{path}: wanted an LMDB of {wanted} bytes, found {found}; fetch it again")
+    return environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +102,14 @@ class LmdbRef:
     key: str
 
     def read(self) -> bytes:
-        with _environment(self.path, os.getpid()).begin() as transaction:
-            value = transaction.get(self.key.encode())
+        environment = _environment(self.path, os.getpid())
+        import lmdb  # after `_environment`, which says when it is missing
+
+        try:
+            with environment.begin() as transaction:
+                value = transaction.get(self.key.encode())
+        except (lmdb.Error, UnicodeEncodeError) as error:
+            raise OSError(f"the database cannot be read: {error}") from error
         if value is None:
             raise OSError("key is not in the database")
         return bytes(value)
