@@ -3,6 +3,7 @@
 Everything is drawn from the seed, the style and the numbers of person, camera and image, so the same command
 gives the same files anywhere; run again after an interruption, it renders what is missing. A training set is
 one flat folder of files named as RandPerson's, a test set has a query and a bounding_box_test folder of them.
+What it writes can be given to dmx train and dmx evaluate as it is.
 
   dmx synth people --style street --identities 100
   dmx synth unseen --style mall --identities 50 --split test
@@ -13,20 +14,30 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dmx.synth.dataset import Request
 
 SUMMARY = "render labelled people, or a contact sheet of them"
+SHEET_SUFFIXES = (".png", ".jpg")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `dmx synth`."""
     parser.add_argument("out", nargs="?", type=Path, metavar="OUT", help="folder of the data set")
-    parser.add_argument("--sheet", type=Path, metavar="FILE", help="draw a contact sheet (.png) instead")
+    parser.add_argument(
+        "--sheet", type=Path, metavar="FILE", help="draw a contact sheet instead, .png or .jpg"
+    )
     parser.add_argument(
         "--style",
         default=None,
-        help="street, mall or campus; a sheet also takes all (default: street; for a sheet: all)",
+        metavar="NAME",
+        help="street, mall or campus; a sheet also takes all (default: street; on a sheet: all)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="which people, cameras and scenes (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="which people, cameras and scenes (default: 0)"
+    )
     parser.add_argument(
         "--identities", type=int, default=None, metavar="N", help="people (default: 100; on a sheet: 6)"
     )
@@ -40,7 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images", type=int, default=None, metavar="N", help="images a person (default: 12; on a sheet: 8)"
     )
     parser.add_argument(
-        "--height", type=int, default=256, metavar="PX", help="pixels; half as wide (default: 256)"
+        "--height",
+        type=int,
+        default=256,
+        metavar="PX",
+        help="of an image, which is half as wide (default: 256)",
     )
     parser.add_argument(
         "--split",
@@ -55,7 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="Q",
         help="queries of a person, each by another camera (default: one a camera, at most half the images)",
     )
-    parser.add_argument("--jobs", type=int, default=None, metavar="N", help="processes (default: one a core)")
+    parser.add_argument(
+        "--jobs", type=int, default=None, metavar="N", help="processes that render (default: one a core)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,19 +89,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write_dataset(args: argparse.Namespace) -> int:
-    from dmx.synth.dataset import Request, write_dataset
+    from dmx.synth.dataset import write_dataset
 
-    request = Request(
-        style=args.style or "street",
-        identities=100 if args.identities is None else args.identities,
-        seed=args.seed,
-        first_identity=args.first_identity,
-        cameras=6 if args.cameras is None else args.cameras,
-        images=12 if args.images is None else args.images,
-        height=args.height,
-        split=args.split,
-        query_per_identity=args.query_per_identity,
-    )
+    request = _request(args, args.style or "street", identities=100, cameras=6, images=12)
     summary = write_dataset(args.out, request, jobs=args.jobs)
     print(
         f"{summary.folder}: {summary.images} images of {request.identities} people "
@@ -93,22 +100,43 @@ def _write_dataset(args: argparse.Namespace) -> int:
     return 0
 
 
+def _request(args: argparse.Namespace, style: str, *, identities: int, cameras: int, images: int) -> Request:
+    """What the arguments ask for, within the limits; the numbers are for those that were not given."""
+    from dmx.synth.dataset import Request
+
+    return Request(
+        style=style,
+        identities=identities if args.identities is None else args.identities,
+        seed=args.seed,
+        first_identity=args.first_identity,
+        cameras=cameras if args.cameras is None else args.cameras,
+        images=images if args.images is None else args.images,
+        height=args.height,
+        split=args.split,
+        query_per_identity=args.query_per_identity,
+    )
+
+
 def _draw_sheet(args: argparse.Namespace) -> int:
+    from dmx.errors import DmxError
     from dmx.synth.sheet import contact_sheet
     from dmx.synth.styles import STYLES, style_named
 
-    name = args.style or "all"
-    styles = list(STYLES.values()) if name == "all" else [style_named(name)]
-    sheet = contact_sheet(
-        styles,
-        seed=args.seed,
-        people=6 if args.identities is None else args.identities,
-        views=8 if args.images is None else args.images,
-        cameras=4 if args.cameras is None else args.cameras,
-        height=args.height,
-        first_identity=args.first_identity,
-    )
+    # Everything is looked at before anything is rendered: a mistake should not cost that time.
+    if args.sheet.suffix.lower() not in SHEET_SUFFIXES:
+        raise DmxError(f"--sheet: wanted a file name in {' or '.join(SHEET_SUFFIXES)}, found {args.sheet}")
+    names = list(STYLES) if args.style in (None, "all") else [args.style]
+    requests = [_request(args, name, identities=6, cameras=4, images=8) for name in names]
     args.sheet.parent.mkdir(parents=True, exist_ok=True)
+    sheet = contact_sheet(
+        [style_named(name) for name in names],
+        seed=requests[0].seed,
+        people=requests[0].identities,
+        views=requests[0].images,
+        cameras=requests[0].cameras,
+        height=requests[0].height,
+        first_identity=requests[0].first_identity,
+    )
     sheet.save(args.sheet)
     print(f"{args.sheet}: {sheet.width} x {sheet.height} pixels")
     return 0

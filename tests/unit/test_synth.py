@@ -453,6 +453,21 @@ def test_command_needs_one_thing_to_do() -> None:
         command.run(parse("out", "--sheet", "sheet.png"))
 
 
+def test_command_checks_a_sheet_before_it_renders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dmx.synth.sheet.contact_sheet", lambda *args, **options: pytest.fail("it renders"))
+    sheet = str(tmp_path / "sheet.png")
+    with pytest.raises(DmxError, match=r"--sheet: wanted a file name in \.png or \.jpg, found .*sheet\.xyz"):
+        command.run(parse("--sheet", str(tmp_path / "sheet.xyz")))
+    for images in ("-3", "0"):
+        with pytest.raises(DmxError, match=rf"images must be from 1 to \d+, found {images}"):
+            command.run(parse("--sheet", sheet, "--images", images))
+    with pytest.raises(DmxError, match="identities must be from 1"):
+        command.run(parse("--sheet", sheet, "--identities", "0"))
+    with pytest.raises(DmxError, match="unknown style 'beach'"):
+        command.run(parse("--sheet", sheet, "--style", "beach"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_sheet_places_every_view() -> None:
     sheet = np.asarray(contact_sheet([STREET], people=2, views=3, height=HEIGHT))
     assert (sheet.reshape(-1, 3) == (250, 250, 248)).all(axis=1).mean() < 0.6
