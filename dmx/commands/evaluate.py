@@ -2,12 +2,19 @@
 
 Every DATASET needs a query and a gallery split; it may be ingested or in a known layout as its authors
 distribute it. Gallery images of the query's identity and camera are left out, and so is identity -1.
+
+  dmx evaluate runs/first data/market Market-1501-v15.09.15
+  dmx evaluate runs/first data/market --rerank --flip --json results.json
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from dmx.commands.sources import add_layout_arguments, warn_as
 
 if TYPE_CHECKING:
     from dmx.data.dataset import Dataset
@@ -21,40 +28,60 @@ COLUMNS = (("mAP", "map"), ("rank-1", "rank1"), ("rank-5", "rank5"), ("rank-10",
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="run folder, or one of its checkpoints")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="run folder of dmx train (its last checkpoint is taken), or one checkpoint's folder",
+    )
     parser.add_argument("datasets", metavar="DATASET", nargs="+", help="folder with query and gallery")
     parser.add_argument(
-        "--best", action="store_true", help="of a run folder, the best checkpoint, not the last"
+        "--best",
+        action="store_true",
+        help="take a run folder's best checkpoint on its first test set instead; only runs with `compat: "
+        "official` record one",
     )
-    parser.add_argument(
-        "--layout", default="auto", help="how a raw DATASET is laid out (default: %(default)s)"
-    )
+    add_layout_arguments(parser, "a DATASET that was not ingested")
     parser.add_argument(
         "--ap",
         choices=("default", "trapezoid"),
         default="default",
-        help="average precision: the mean precision at the hits, or as the data sets' own code has it",
+        help="average precision: the mean precision at the hits, as published numbers have it, or trapezoids "
+        "under the curve, as the data sets' own code has it (default: %(default)s)",
     )
-    parser.add_argument("--rerank", action="store_true", help="k-reciprocal re-ranking")
-    parser.add_argument("--k1", type=int, default=20, help="its neighbours (default: %(default)s)")
-    parser.add_argument("--k2", type=int, default=6, help="its query expansion (default: %(default)s)")
+    parser.add_argument("--rerank", action="store_true", help="re-rank by k-reciprocal neighbours")
+    parser.add_argument(
+        "--k1", type=int, default=20, metavar="N", help="--rerank: neighbours (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--k2",
+        type=int,
+        default=6,
+        metavar="N",
+        help="--rerank: neighbours of query expansion (default: %(default)s)",
+    )
     parser.add_argument(
         "--lambda",
         dest="lambda_",
         type=float,
         default=0.3,
-        help="its share of the original distance (default: %(default)s)",
+        metavar="X",
+        help="--rerank: share of the original distance, 0 to 1 (default: %(default)s)",
     )
-    parser.add_argument("--flip", action="store_true", help="embed each image and its mirror image")
     parser.add_argument(
-        "--batch-size", type=int, default=64, help="images a forward pass (default: %(default)s)"
+        "--flip", action="store_true", help="embed each image and its mirror image, and take their mean"
     )
-    parser.add_argument("--height", type=int, help="image height in pixels (default: the model's)")
-    parser.add_argument("--width", type=int, help="image width in pixels (default: the model's)")
     parser.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)"
+        "--batch-size", type=int, default=64, metavar="N", help="images a forward pass (default: %(default)s)"
     )
-    parser.add_argument("--json", metavar="FILE", help="also write the results to FILE")
+    parser.add_argument("--height", type=int, metavar="PX", help="image height (default: as trained)")
+    parser.add_argument("--width", type=int, metavar="PX", help="image width (default: as trained)")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="cpu, cuda, cuda:1 ... (default: cuda where there is one, else cpu)",
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write the results, as fractions, to FILE")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,8 +89,18 @@ def run(args: argparse.Namespace) -> int:
     from dmx.data.dataset import open_dataset
     from dmx.train.checkpoint import BEST, LATEST, load_model
 
-    # All data sets are looked at before any is embedded: a wrong path should not cost the others' time.
-    datasets = [open_dataset(path, args.layout) for path in args.datasets]
+    # Everything is looked at before anything is embedded: a mistake should not cost that time.
+    _check(args)
+    datasets = [
+        open_dataset(
+            path,
+            args.layout,
+            camera=args.camera,
+            camera_pattern=args.camera_pattern,
+            warn=warn_as("evaluate"),
+        )
+        for path in args.datasets
+    ]
     pairs = [query_and_gallery(dataset) for dataset in datasets]
     model, config = load_model(args.checkpoint, BEST if args.best else LATEST)
     model = model.to(_device(args.device))
@@ -73,9 +110,35 @@ def run(args: argparse.Namespace) -> int:
         for dataset, pair in zip(datasets, pairs, strict=True)
     }
     print(table(results))
-    if args.json:
+    if args.json is not None:
         _write_json(args, results)
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse numbers out of their range and results that could not be written."""
+    from dmx.errors import DmxError
+    from dmx.evaluation.rerank import check_parameters
+
+    if args.rerank:
+        check_parameters(args.k1, args.k2, args.lambda_)
+    for option in ("batch_size", "height", "width"):
+        value = getattr(args, option)
+        if value is not None and value < 1:
+            raise DmxError(f"--{option.replace('_', '-')}: wanted at least 1, found {value}")
+    if args.json is not None:
+        _require_writable(Path(args.json))
+
+
+def _require_writable(file: Path) -> None:
+    from dmx.errors import DmxError
+
+    if file.is_dir():
+        raise DmxError(f"--json: wanted a file to write, found the folder {file}; name a file in it")
+    if not file.parent.is_dir():
+        raise DmxError(f"--json: wanted a file in a folder that is there, found no folder {file.parent}")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise DmxError(f"--json: wanted a file that can be written, found {file}, which you may not write")
 
 
 def query_and_gallery(dataset: Dataset) -> tuple[Split, Split]:
@@ -165,7 +228,6 @@ def _write_json(args: argparse.Namespace, results: dict[str, Metrics]) -> None:
     """Fractions, with what they were measured with."""
     import dataclasses
     import json
-    from pathlib import Path
 
     rerank = {"k1": args.k1, "k2": args.k2, "lambda": args.lambda_} if args.rerank else None
     content = {

@@ -19,6 +19,19 @@ from dmx.evaluation.distances import Block, distance_blocks, rows_per_block, squ
 Features = NDArray[np.float32]
 
 
+def check_parameters(k1: int, k2: int, lambda_: float) -> None:
+    """Refuse parameters of re-ranking that are out of their range.
+
+    Raises:
+        DmxError: naming the parameter.
+    """
+    for name, value in (("k1", k1), ("k2", k2)):
+        if value < 1:
+            raise DmxError(f"{name}: re-ranking wants at least 1, found {value}")
+    if not 0 <= lambda_ <= 1:
+        raise DmxError(f"lambda: re-ranking wants a share from 0 to 1, found {lambda_}")
+
+
 def reranked_blocks(
     query: Features, gallery: Features, k1: int, k2: int, lambda_: float, block_bytes: int
 ) -> Iterator[Block]:
@@ -49,11 +62,7 @@ def reranked_blocks(
     Source: Zhong, Zheng, Cao, Li, "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR
     2017, and its published code, for Euclidean distances.
     """
-    for name, value in (("k1", k1), ("k2", k2)):
-        if value < 1:
-            raise DmxError(f"{name}: re-ranking wants at least 1, found {value}")
-    if not 0 <= lambda_ <= 1:
-        raise DmxError(f"lambda_: wanted a share in [0, 1], found {lambda_}")
+    check_parameters(k1, k2, lambda_)
     neighbours, farthest = _neighbours(query, gallery, max(k1 + 1, k2), block_bytes)
     V = _expand_queries(_encode(query, gallery, neighbours, farthest, k1), neighbours[:, :k2])
     encoded_query, inverted = V[: len(query)], csc_array(V[len(query) :])

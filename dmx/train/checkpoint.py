@@ -243,6 +243,11 @@ def load_model(path: str | Path, pointer: str = LATEST) -> tuple[EmbeddingModel,
     folder = Path(path)
     if not (folder / f"{MODEL}.safetensors").exists():
         found = latest(folder, pointer)
+        if found is None and pointer == BEST and latest(folder) is not None:
+            raise DmxError(
+                f"{folder}: wanted the best checkpoint of this run, found none recorded: only `compat: "
+                "official` records one, as the published code does; leave --best out to take the last"
+            )
         if found is None:
             raise DmxError(
                 f"{folder}: wanted a run folder with {FOLDER}/{pointer}, or a checkpoint folder with "

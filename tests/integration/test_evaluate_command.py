@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from dmx.commands import evaluate
+from dmx.commands import evaluate, ingest
 from dmx.config import from_tree, to_tree
+from dmx.data.layouts import LAYOUTS
 from dmx.data.writer import DatasetWriter
 from dmx.errors import DmxError
 from dmx.evaluation import Metrics
@@ -131,3 +133,57 @@ def test_what_cannot_be_evaluated_is_named(checkpoint: Path, ingested: Path, tmp
         writer.add("gallery", picture(2, 2), 2, 2, "g.jpg")
     with pytest.raises(DmxError, match="apart: no valid query among 1"):
         command(checkpoint, tmp_path / "apart", "--device", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rerank", "--k1", 0], "k1: re-ranking wants at least 1, found 0"),
+        (["--rerank", "--k2", -1], "k2: re-ranking wants at least 1, found -1"),
+        (["--rerank", "--lambda", 1.5], "lambda: re-ranking wants a share from 0 to 1, found 1.5"),
+        (["--batch-size", 0], "--batch-size: wanted at least 1, found 0"),
+        (["--height", -8], "--height: wanted at least 1, found -8"),
+        (["--json", "absent/results.json"], "found no folder .*absent"),
+        (["--json", "."], "wanted a file to write, found the folder"),
+    ],
+)
+def test_mistakes_are_noticed_before_anything_is_opened(
+    options: list[object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DmxError, match=message):
+        command("no-checkpoint", "no-data", *options)
+
+
+def test_a_run_without_a_best_checkpoint_says_so(checkpoint: Path, ingested: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copytree(checkpoint, tmp_path / "checkpoints/step-00000001")
+    (tmp_path / "checkpoints/latest").write_text("step-00000001\n")
+    with pytest.raises(DmxError, match=r"only `compat: official` records one.*leave --best out"):
+        command(tmp_path, ingested, "--best", "--device", "cpu")
+    assert command(tmp_path, ingested, "--device", "cpu") == 0
+
+
+def test_a_folder_of_identities_takes_its_cameras_from_file_names(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split, camera in (("query", 1), ("gallery", 2)):
+        for identity in (1, 2):
+            path = tmp_path / f"set/{split}/{identity}/x_c{camera}.jpg"
+            path.parent.mkdir(parents=True)
+            path.write_bytes(picture(identity, camera))
+    (tmp_path / "set/query/loose.jpg").write_bytes(picture(3, 1))
+    arguments = (checkpoint, tmp_path / "set", "--layout", "folder", "--device", "cpu")
+    assert command(*arguments, "--camera-pattern", r"_c(\d+)") == 0
+    shown = capsys.readouterr()
+    assert "dmx evaluate: warning:" in shown.err
+    assert "query/loose.jpg" in shown.err
+
+
+def test_layouts_are_the_same_everywhere() -> None:
+    for module in (evaluate, ingest):
+        parser = argparse.ArgumentParser()
+        module.add_arguments(parser)
+        (action,) = (action for action in parser._actions if action.dest == "layout")
+        assert action.choices == ("auto", *LAYOUTS)
+        assert all(name in (action.help or "") for name in LAYOUTS)
