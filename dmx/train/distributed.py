@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from dmx.config import Config
+from dmx.cores import cores
 
 T = TypeVar("T")
 
@@ -107,7 +108,7 @@ def use_cores(world: World) -> int:
 
 def own_cores(world: World) -> int:
     """This process's share of the cores that its host gives to training, at least one."""
-    return max(1, len(os.sched_getaffinity(0)) // world.local_size)
+    return max(1, cores() // world.local_size)
 
 
 def meet(world: World, place: str) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from dmx.config import Launcher, from_tree, read_yaml
+from dmx.cores import cores
 from dmx.errors import DmxError
 from dmx.train.runlog import CONFIG
 
@@ -84,7 +85,7 @@ def _launch_torchrun(run: Path, workers: int, max_failures: int) -> None:
         *("-m", "dmx.train.worker", str(run)),
     ]
     # torchrun would set one thread; the worker shares out the cores itself.
-    environment = {"OMP_NUM_THREADS": str(max(1, _cores() // workers)), **os.environ}
+    environment = {"OMP_NUM_THREADS": str(max(1, cores() // workers)), **os.environ}
     status = subprocess.run(command, env=environment, check=False).returncode
     if status:
         raise DmxError(f"torchrun ended with status {status}: the first error above tells why")
@@ -99,13 +100,13 @@ def _launch_ray(run: Path, workers: int, max_failures: int) -> None:
         raise DmxError("--launcher ray wants Ray: install dmx[cpu] or dmx[gpu], or use torchrun") from error
     scratch = tempfile.mkdtemp(prefix="dmx-", dir="/tmp")  # Socket names in it must be short.
     joins_cluster = "RAY_ADDRESS" in os.environ
-    cores = max(1, _cores() // workers)
+    cores_each = max(1, cores() // workers)
     if joins_cluster:
         ray.init(logging_level=logging.ERROR, log_to_driver=False)
     else:
         ray.init(
             address="local",
-            num_cpus=workers * cores,
+            num_cpus=workers * cores_each,
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
             _temp_dir=scratch,
@@ -116,13 +117,13 @@ def _launch_ray(run: Path, workers: int, max_failures: int) -> None:
     try:
         storage = run.absolute() / "ray" if joins_cluster else Path(scratch)
         with _following(storage / "output") as output:
-            _fit(run, workers, cores, max_failures, storage, output)
+            _fit(run, workers, cores_each, max_failures, storage, output)
     finally:
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _fit(run: Path, workers: int, cores: int, max_failures: int, storage: Path, output: Path) -> None:
+def _fit(run: Path, workers: int, cores_each: int, max_failures: int, storage: Path, output: Path) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -141,7 +142,7 @@ def _fit(run: Path, workers: int, cores: int, max_failures: int, storage: Path, 
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=has_gpu,
-            resources_per_worker={"CPU": cores} | ({"GPU": 1} if has_gpu else {}),
+            resources_per_worker={"CPU": cores_each} | ({"GPU": 1} if has_gpu else {}),
         ),
         run_config=RunConfig(
             name=run.name, storage_path=str(storage), failure_config=FailureConfig(max_failures=max_failures)
@@ -234,7 +235,3 @@ def _following(output: Path) -> Iterator[Path]:
         done.set()
         thread.join()
         output.unlink(missing_ok=True)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from dmx import embedding
 from dmx.data.transforms import TestTransform
 from dmx.embedding import embed, evaluating
 from dmx.errors import DmxError
@@ -71,6 +74,20 @@ def test_features_are_unit_rows_in_order(batch_size: int, num_workers: int | Non
     # Matrix products of other sizes sum in another order.
     np.testing.assert_allclose(found, expected(model, split), atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+
+
+def test_as_many_threads_decode_as_this_process_may_use_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as many as the machine has."""
+    asked = []
+
+    def pool(workers: int, **options: str) -> ThreadPoolExecutor:
+        asked.append(workers)
+        return ThreadPoolExecutor(workers, **options)
+
+    monkeypatch.setattr(embedding, "ThreadPoolExecutor", pool)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 5, 8})
+    run(Model(), PixelSplit(2))
+    assert asked == [3]
 
 
 def test_rows_choose_and_order() -> None:
