@@ -9,15 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from dmx.config import from_tree, recipe
 from dmx.demo import BASELINE, DOMAINMIX, Demo, commands
 from dmx.errors import DmxError
 
+ROOT = Path(__file__).parents[2]
 SCALE = "0.03"
 
 
-def demo(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "dmx", "demo", "--out", str(out), "--scale", SCALE, *more]
-    return subprocess.run(words, capture_output=True, text=True, check=False)
+def demo(out: Path) -> subprocess.CompletedProcess[str]:
+    """`make demo` in this environment, as if its installation were up to date."""
+    words = ["make", "-o", f"{sys.prefix}/.installed", "demo", f"VENV={sys.prefix}"]
+    words.append(f"DEMO=--out {out} --scale {SCALE}")
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.timeout(900)
@@ -31,7 +35,11 @@ def test_demo_from_nothing(tmp_path: Path) -> None:
     for model in result["models"].values():
         assert 0 < model["map"] <= 1
         assert model["valid_queries"] > 50
-    assert result["clusters"], "DomainMix clusters the unlabelled set"
+    schedule = from_tree(recipe("demo")).schedule
+    clustered = [row["epoch"] for row in result["clusters"]]
+    assert clustered == list(range(schedule.source_epochs + 1, schedule.epochs + 1))
+    log = (tmp_path / "domainmix" / "metrics.jsonl").read_text().splitlines()
+    assert len(log) == steps.pop()
     text = (tmp_path / "result.md").read_text()
     assert text in done.stdout
     assert text.count("\n|") >= 6

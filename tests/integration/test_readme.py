@@ -13,7 +13,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SCALE = "0.02"
 
 
 def blocks(language: str) -> list[str]:
