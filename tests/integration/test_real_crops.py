@@ -1,4 +1,4 @@
-"""Real pedestrians, cut by a detector from a surveillance clip, without labels: ingest, train, embed, cluster."""
+"""Real pedestrians cut from a surveillance clip, without labels: ingest, train, embed, cluster."""
 
 from __future__ import annotations
 

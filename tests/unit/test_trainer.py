@@ -308,9 +308,10 @@ def test_an_error_in_a_step_ends_the_stream_and_counts_its_time(monkeypatch: pyt
 
     monkeypatch.setattr(loop, "train_model", fail)
     run = _trainer(Config(), SimpleNamespace(steps=steps))
-    with pytest.raises(DmxError, match="a bad step"):
+    with pytest.raises(DmxError, match="a bad step") as held:
         loop.train(run, 0, None)
     assert ended == [True]
+    assert held.traceback, "still held: letting go of it would end the stream in any case"
     assert "train_s" in run.progress.record
 
 
