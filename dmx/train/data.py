@@ -6,7 +6,6 @@ from collections.abc import Generator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,8 +22,18 @@ from dmx.errors import DmxError
 from dmx.evaluation import require_answers
 from dmx.train.distributed import World
 
-if TYPE_CHECKING:
-    from dmx.train.trainer import EpochLabels
+
+@dataclass(frozen=True)
+class EpochLabels:
+    """The pseudo-labels of one epoch.
+
+    Attributes:
+        labels: (N,) int64 of the target images, -1 where dropped.
+        identities: how many pseudo-identities there are, C.
+    """
+
+    labels: Tensor
+    identities: int
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from dmx.errors import DmxError
 from dmx.evaluation import Embedded
 from dmx.evaluation import evaluate as evaluate_retrieval
 from dmx.progress import progress_bar
+from dmx.train.data import EpochLabels
 from dmx.train.distributed import collect, meet, own_cores, share, share_tensor, use_cores
 from dmx.train.purity import cluster_report
 from dmx.train.schedule import (
@@ -40,7 +41,7 @@ from dmx.train.schedule import (
 )
 from dmx.train.schedule import stage as stage_of
 from dmx.train.step import train_discriminator, train_model
-from dmx.train.trainer import EpochLabels, Trainer
+from dmx.train.trainer import Trainer
 
 Features = NDArray[np.float32]
 

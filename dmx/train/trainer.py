@@ -17,26 +17,13 @@ from dmx.errors import DmxError
 from dmx.model import Discriminator, build_model, synchronise_batchnorm
 from dmx.train.checkpoint import MODEL, Checkpoint, Progress, write_checkpoint
 from dmx.train.classifier import INITIAL_STD, Classifier, ClassifierSettings
-from dmx.train.data import TrainingData
+from dmx.train.data import EpochLabels, TrainingData
 from dmx.train.distributed import World, share
 from dmx.train.engines import Engine, EngineSettings, Precision, precision_here
 from dmx.train.runlog import RunLog, versions
 from dmx.train.step import Players
 
 DOMAINS = 2
-
-
-@dataclass(frozen=True)
-class EpochLabels:
-    """The pseudo-labels of one epoch.
-
-    Attributes:
-        labels: (N,) int64 of the target images, -1 where dropped.
-        identities: how many pseudo-identities there are, C.
-    """
-
-    labels: Tensor
-    identities: int
 
 
 @dataclass
