@@ -129,8 +129,10 @@ def _is_done(demo: Demo, words: list[str]) -> bool:
 
 
 def _step(words: list[str]) -> str:
-    """The name of a command in the result; a run's folder tells the trainings apart."""
-    return shlex.join(["train", words[words.index("--run") + 1]] if words[0] == "train" else words[:3])
+    """The name of a command in the result: what it does, and the folder or file it makes."""
+    option = {"train": "--run"}.get(words[0], "--sheet" if "--sheet" in words else "")
+    made = words[words.index(option) + 1] if option else words[1]
+    return f"{words[0]} {Path(made).name}"
 
 
 def _measured(out: Path) -> dict[str, float]:
