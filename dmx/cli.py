@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -41,12 +42,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the return value is the process's exit status (2: the user's input cannot be used)."""
-    args = build_parser().parse_args(argv)
+    name = "dmx"
     try:
+        args = build_parser().parse_args(argv)
+        name = f"dmx {args.command}"
         return int(args.run(args))
+    except BrokenPipeError:
+        # Whoever read the output has seen enough (`| head`); Python would complain once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (DmxError, OSError) as error:
-        print(f"dmx {args.command}: error: {error}", file=sys.stderr)
+        print(f"{name}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"dmx {args.command}: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted", file=sys.stderr)
         return 130

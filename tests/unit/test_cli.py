@@ -1,0 +1,48 @@
+"""The command line itself: every command explains itself, errors are one line, closed pipes are no errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from dmx import __version__
+from dmx.cli import COMMANDS, main
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"dmx {__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    assert len(capsys.readouterr().out) > 500
+
+
+def test_a_users_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ingest", "/nowhere/at/all", "out"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("dmx ingest: error: ")
+    assert "/nowhere/at/all" in error
+    assert error.count("\n") == 1
+
+
+def test_a_reader_may_leave_early() -> None:
+    """As in `dmx train --settings | head -1`, with a pipe that is closed before anything is written."""
+    code = "import sys; sys.stdin.read(); from dmx.cli import main; sys.exit(main(['train', '--settings']))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None
+    _, errors = process.communicate(b"")
+    assert errors == b""
+    assert process.returncode == 1
