@@ -139,7 +139,7 @@ def test_ranks_are_counted_within_what_is_kept() -> None:
     [
         ({"ap": "interpolated"}, "ap: wanted one of default, trapezoid"),
         ({"rerank": True, "k1": 0}, "k1: re-ranking wants at least 1, found 0"),
-        ({"rerank": True, "lambda_": 1.5}, "lambda_"),
+        ({"rerank": True, "lambda_": 1.5}, "lambda: re-ranking wants a share"),
     ],
 )
 def test_parameters_out_of_range(change: dict[str, object], message: str) -> None:
