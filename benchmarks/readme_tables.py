@@ -69,10 +69,9 @@ def cluster_cpu(results: dict[str, Any]) -> str:
             f"| {dense['peak_mb']:.0f} | {dmx['peak_mb']:.0f} |"
         )
     environment = results["environment"]
-    lines += [
-        "",
-        f"{environment['cores']} cores of an {environment['cpu']}; medians; memory beyond the features.",
-    ]
+    machine = f"{environment['cores']} cores of an {environment['cpu']}"
+    runs = f"median of {dmx['repeats']} runs (dense: {dense['repeats']})"
+    lines += ["", f"Wall time on {machine}, {runs}; peak memory beyond the features."]
     return "\n".join(lines)
 
 
