@@ -92,6 +92,7 @@ def mutual_neighbours(ranks: np.ndarray, i: int, k: int) -> np.ndarray:
 
 
 def dense_encoding(x: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """The dense way's V (N, N) float32 of k-reciprocal sets, query expansion included."""
     n, half = len(x), round(K1 / 2) + 1
     full_sets = [mutual_neighbours(ranks, i, K1) for i in range(n)]
     half_sets = [mutual_neighbours(ranks, i, half) for i in range(n)]
@@ -111,6 +112,7 @@ def dense_encoding(x: np.ndarray, ranks: np.ndarray) -> np.ndarray:
 
 
 def dense_jaccard(v: np.ndarray) -> np.ndarray:
+    """The dense way's Jaccard distances (N, N) float32 from V, by lists of the rows that hold a column."""
     n = len(v)
     holders = [np.where(v[:, e] != 0)[0] for e in range(n)]
     distances = np.zeros((n, n), np.float32)
@@ -133,6 +135,7 @@ def dense_dbscan(distances: np.ndarray) -> list[np.ndarray]:
 
 
 def dense_reliability(three: list[np.ndarray]) -> np.ndarray:
+    """The dense way's labels (N,): reliability from N x N matrices of equal labels."""
     import torch
 
     n = len(three[0])
@@ -235,6 +238,7 @@ def child(way: str, features: Path, repeats: int, out: Path) -> None:
 def measure(
     way: str, features: Path, repeats: int, folder: Path
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Labels, and median seconds and peak memory, of one way in processes of its own."""
     out = folder / way
     arguments = ["--way", way, "--features", str(features), "--repeats", str(repeats), "--out", str(out)]
     subprocess.run([sys.executable, __file__, *arguments], check=True)
@@ -255,6 +259,7 @@ def measure(
 
 
 def compare(n: int, seed: int, repeats: int, dense_repeats: int) -> dict[str, Any]:
+    """Both ways on the same features of N images; ends the program when a label differs."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.save(folder / "features.npy", people(n, seed))
@@ -281,6 +286,7 @@ def compare(n: int, seed: int, repeats: int, dense_repeats: int) -> dict[str, An
 
 
 def environment() -> dict[str, Any]:
+    """What the figures depend on: processor, cores, load and versions."""
     cpu = platform.processor()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -294,6 +300,7 @@ def environment() -> dict[str, Any]:
 
 
 def main() -> None:
+    """Compare at every size and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--sizes", type=int, nargs="+", default=[2048, 8192, 16384])
     parser.add_argument("--seed", type=int, default=0)
