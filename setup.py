@@ -11,6 +11,7 @@ setup(
         "dmx.data.layouts",
         "dmx.evaluation",
         "dmx.kernels",
+        "dmx.kernels.cpu",
         "dmx.model",
         "dmx.recipes",
         "dmx.synth",

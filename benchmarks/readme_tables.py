@@ -13,6 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+MANY_IMAGES = 10_000_000  # from here on the table of predictions has a row of many GPUs
 
 
 def demo(results: dict[str, Any]) -> str:
@@ -75,13 +76,91 @@ def cluster_cpu(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def model(results: dict[str, Any]) -> str:
+    """Predicted time and memory on the fewest GPUs that hold the features, for many images on the most."""
+    rows = [row for row in results["predictions"] if row["memory_bytes"]["fits"]]
+    most = max(row["gpus"] for row in rows)
+    lines = [
+        "| images | width | GPUs | neighbours, s | the rest, s | in all, s | GiB a GPU |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        seconds, memory = row["seconds"], row["memory_bytes"]
+        fewest = min(r["gpus"] for r in rows if (r["n"], r["d"]) == (row["n"], row["d"]))
+        if row["gpus"] != fewest and (row["gpus"] != most or row["n"] < MANY_IMAGES):
+            continue
+        search = sum(seconds[stage] for stage in ("prepare", "scan", "tighten", "rescore"))
+        times = " | ".join(brief(t) for t in (search, seconds["total"] - search, seconds["total"]))
+        peak = max(memory[name] for name in ("self_knn", "k_reciprocal", "jaccard_pairs", "dbscan")) / 2**30
+        lines.append(f"| {row['n']:,} | {row['d']} | {row['gpus']} | {times} | {peak:.1f} |")
+    ceilings = results["ceilings"]
+    lines += [
+        "",
+        f"Predicted by `benchmarks/model.py`, not measured, for {ceilings['gemm_tflops']:.0f} TFLOP/s and "
+        f"{ceilings['copy_tb_s']:.1f} TB/s ({ceilings['source']}) and float32 features; nothing runs on "
+        f"several GPUs yet. {results['verdict'][0].upper()}{results['verdict'][1:]}.",
+    ]
+    return "\n".join(lines)
+
+
+def brief(seconds: float) -> str:
+    """Two digits, or all before the point."""
+    return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2g}"
+
+
+def gpu(results: dict[str, Any]) -> str:
+    """What one GPU measured on clustered float32 features, beside its ceilings and chunked products."""
+    if results["gpu"] is None:
+        return (
+            f"No GPU has been measured yet: {results['reason']} where `benchmarks/gpu.py` was run last "
+            f"({results['date']})."
+        )
+    lines = [
+        "| images | width | neighbours, s | of the GEMM ceiling | predicted, s | `matmul` + `topk`, s | "
+        "all of it, s |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    timed = {
+        (row.get("stage") or row["rival"], row["n"], row["d"]): row
+        for row in results["rows"] + results["rivals"]
+        if (row["kind"], row["dtype"]) == ("clustered", "float32")
+    }
+
+    def cell(name: str, n: int, d: int, field: str = "seconds", form: str = ".3g") -> str:
+        value = timed.get((name, n, d), {}).get(field)
+        return "not measured" if value is None else format(value, form)
+
+    for n, d in sorted({(n, d) for name, n, d in timed if name == "self_knn"}):
+        lines.append(
+            f"| {n:,} | {d} | {cell('self_knn', n, d)} | {cell('self_knn', n, d, 'gemm_share_n2', '.0%')} "
+            f"| {cell('self_knn', n, d, 'predicted_s')} | {cell('matmul bfloat16', n, d)} "
+            f"| {cell('pseudo_labels', n, d)} |"
+        )
+    device, ceilings, checks = results["gpu"], results["ceilings"], results["checks"]
+    wrong = sum(not row["passed"] for row in checks)
+    lines += [
+        "",
+        f"Medians on one {device['name']}, {results['date']}: bf16 GEMM {ceilings['gemm_tflops']:.0f} "
+        f"TFLOP/s, copy {ceilings['copy_tb_s']:.2f} TB/s in the same run. The share counts 2 N² D "
+        f"operations, so symmetry may lift it above 100 %. {len(checks) - wrong} of {len(checks)} checks "
+        f"against float64 passed; {len(results['failed'])} jobs failed and {len(results['skipped'])} were "
+        "skipped.",
+    ]
+    return "\n".join(lines)
+
+
 def spread(shares: list[float]) -> str:
     """Mean and sample standard deviation, in percent."""
     deviation = statistics.stdev(shares) if len(shares) > 1 else 0.0
     return f"{100 * statistics.mean(shares):.1f} ± {100 * deviation:.1f}"
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"demo": demo, "cluster_cpu": cluster_cpu}
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "demo": demo,
+    "cluster_cpu": cluster_cpu,
+    "gpu": gpu,
+    "model": model,
+}
 
 
 def filled(text: str) -> str:

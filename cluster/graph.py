@@ -6,30 +6,35 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
-from dmx.cluster.validation import as_count, as_device, as_features, as_radius
+from dmx.cluster.validation import as_count, as_features, as_radius
 from dmx.kernels.jaccard import jaccard_pairs
-from dmx.kernels.k_reciprocal import SparseRows, k_reciprocal
+from dmx.kernels.k_reciprocal import k_reciprocal
 from dmx.kernels.knn import self_knn
+from dmx.kernels.sparse import SparseRows
 
 
 @dataclass(frozen=True)
 class JaccardPairs:
-    """Distances of the pairs i < j within a radius, with the features they were computed from."""
+    """Distances of the pairs i < j within a radius, with the features they were computed from.
 
-    features: NDArray[Any]
-    squares: NDArray[np.float64]
+    Attributes:
+        features: (N, D); squares: (N,) float64, their squared lengths; all on one device.
+    """
+
+    features: torch.Tensor
+    squares: torch.Tensor
     pairs: SparseRows
 
 
 def close_pairs(features: Any, k1: int, k2: int, max_distance: float, device: str) -> JaccardPairs:
     """Features -> neighbours -> encoding -> pairs, as `jaccard_graph` without the second triangle."""
     columns, averaged = as_count("k1", k1), as_count("k2", k2)
-    device = as_device(device)
-    rows, squares = as_features(features)
-    neighbours = self_knn(rows, columns, squares=squares, device=device)
+    rows, squares = as_features(features, device)
+    neighbours = self_knn(rows, columns, squares=squares)
     encoded = k_reciprocal(rows, squares, neighbours, columns, averaged)
     return JaccardPairs(rows, squares, jaccard_pairs(encoded, max_distance))
 
@@ -40,7 +45,7 @@ def jaccard_graph(
     """Jaccard distances of all pairs within `max_distance`, from k-reciprocal encoding.
 
     Args:
-        features: (N, D) NumPy array or torch tensor, float16, float32 or float64, no row zero.
+        features: (N, D) NumPy array or torch tensor, float16, bfloat16, float32 or float64, no row zero.
         k1: nearest neighbours taken, the image itself included.
         k2: neighbours averaged by query expansion, itself included; 1 for none.
         max_distance: in [0, 1]; pairs at exactly this distance are in. Pairs that share no neighbour are at
@@ -59,11 +64,11 @@ def jaccard_graph(
     """
     if not 0 <= max_distance <= 1:
         raise ValueError(f"max_distance: wanted a number from 0 to 1, found {max_distance!r}")
-    pairs = close_pairs(features, k1, k2, as_radius(max_distance), device).pairs
-    return _symmetric(pairs)
+    return _symmetric(close_pairs(features, k1, k2, as_radius(max_distance), device).pairs)
 
 
-def _symmetric(pairs: SparseRows) -> sparse.csr_array:
+def _symmetric(close: SparseRows) -> sparse.csr_array:
+    pairs = close.on_cpu()
     # Built from coordinates, since sums of sparse matrices may drop explicit zeros.
     n = len(pairs)
     i = np.repeat(np.arange(n, dtype=np.int32), np.diff(pairs.starts))
@@ -95,7 +100,7 @@ def jaccard_distance(
     Raises:
         TypeError, ValueError: as `jaccard_graph`.
     """
-    pairs = close_pairs(features, k1, k2, 1.0, device).pairs
+    pairs = close_pairs(features, k1, k2, 1.0, device).pairs.on_cpu()
     n = len(pairs)
     out = np.ones((n, n), np.float32)
     np.fill_diagonal(out, 0)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from dmx.cluster.graph import close_pairs
 from dmx.cluster.reliability import reliable
 from dmx.cluster.validation import as_count, as_radii
 from dmx.kernels.dbscan import dbscan
+
+_ELEMENTS = 2**25  # float64 elements that averaging holds at a time
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,8 @@ def pseudo_labels(
     """Clusters features and keeps the reliable clusters as pseudo-identities.
 
     Args:
-        features: (N, D) NumPy array or torch tensor, float16, float32 or float64; rows of any length but
-            zero (they are made unit here).
+        features: (N, D) NumPy array or torch tensor, float16, bfloat16, float32 or float64; rows of any
+            length but zero (they are made unit here).
         k1: nearest neighbours taken, the image itself included.
         k2: neighbours averaged by query expansion, the image itself included; 1 for none.
         eps: Jaccard distance within which images are neighbours, in (0, 1).
@@ -81,7 +85,7 @@ def pseudo_labels(
         raise ValueError(f"independence_threshold: wanted None or a number of at least 0, found "
                          f"{independence_threshold!r}")  # fmt: skip
     close = close_pairs(features, k1, k2, radii[2], device)
-    tight, base, loose = dbscan(close.pairs, radii, core)
+    tight, base, loose = dbscan(close.pairs, radii, core).cpu().numpy()
     found = reliable(tight, base, loose, smallest, independence_threshold)
     return PseudoLabels(
         labels=found.labels,
@@ -89,21 +93,27 @@ def pseudo_labels(
         base=base,
         loose=loose,
         independence_threshold=found.independence_threshold,
-        centroids=_centroids(close.features, close.squares, found.labels),
+        centroids=_centroids(close.features, close.squares, torch.from_numpy(found.labels)).cpu().numpy(),
     )
 
 
-def _centroids(
-    features: NDArray[Any], squares: NDArray[np.float64], labels: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """Unit mean of the unit features of every label; sums in float64, a label at a time."""
-    kept = np.flatnonzero(labels >= 0)
-    order = kept[np.argsort(labels[kept], kind="stable")]
-    groups = np.split(order, np.cumsum(np.bincount(labels[kept]))[:-1]) if len(kept) else []
-    out = np.empty((len(groups), features.shape[1]), np.float32)
-    for row, members in zip(out, groups, strict=True):
-        total = (1 / np.sqrt(squares[members])) @ features[members].astype(np.float64)
-        length = np.sqrt(total @ total)
+def _centroids(features: torch.Tensor, squares: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Unit mean of the unit features of every label, (C, D) float32; sums in float64."""
+    kept = torch.nonzero(labels >= 0).flatten()
+    order = kept[torch.argsort(labels[kept], stable=True)].to(features.device)
+    sizes = torch.bincount(labels[kept])
+    out = torch.empty((len(sizes), features.shape[1]), dtype=torch.float32, device=features.device)
+    ends = sizes.cumsum(0).tolist()
+    first = 0
+    while first < len(sizes):
+        begin = ends[first] - int(sizes[first])
+        last = max(bisect_right(ends, begin + _ELEMENTS // features.shape[1]), first + 1)
+        members = order[begin : ends[last - 1]]
+        unit = features[members].double() / squares[members].sqrt()[:, None]
+        lengths = sizes[first:last].to(features.device)
+        total = torch.segment_reduce(unit, "sum", lengths=lengths, axis=0)
+        length = total.norm(dim=1, keepdim=True)
         # Images that cancel out have no mean direction: the first of them stands for the cluster.
-        row[:] = total / length if length > 0 else features[members[0]] / np.sqrt(squares[members[0]])
+        out[first:last] = torch.where(length > 0, total / length, unit[lengths.cumsum(0) - lengths])
+        first = last
     return out

@@ -6,65 +6,77 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from dmx.kernels.device import takes_triton
 from dmx.kernels.similarity import squared_lengths
 
-_ACCEPTED = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
+_HALF = (torch.float16, torch.bfloat16)
+_ACCEPTED = (*_HALF, torch.float32, torch.float64)
 
 
-def as_features(features: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
+def as_features(features: Any, device: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Features as the kernels take them.
 
     Args:
         features: (N, D) NumPy array or torch tensor on any device, float16, bfloat16, float32 or float64;
             rows of any length but zero.
+        device: as in `as_device`.
 
     Returns:
-        (N, D) float32 or float64, C-contiguous (the input itself where it is so already), and the squared
-        lengths (N,) float64 of its rows. float64 rows are scaled by powers of two, which changes no angle.
+        (N, D) contiguous on the device (the input itself where it is so already), and the squared lengths
+        (N,) float64 of its rows. On the CPU half precision becomes float32. float64 rows are scaled by powers of
+        two, which changes no angle.
 
     Raises:
         TypeError: neither array nor tensor, or not of floating point.
         ValueError: not two-dimensional, empty, or a row is zero, infinite or NaN.
     """
-    array = _as_array(features)
-    if array.ndim != 2:
-        raise ValueError(f"features: wanted shape (N, D), found {array.shape}; pass one row an image")
-    if array.shape[0] == 0 or array.shape[1] == 0:
-        raise ValueError(f"features: wanted at least one row and one column, found shape {array.shape}")
-    array = np.ascontiguousarray(array, np.float64 if array.dtype == np.float64 else np.float32)
-    if array.dtype == np.float64:
-        array = _scaled(array)
-    squares = squared_lengths(array)
-    bad = ~(np.isfinite(squares) & (squares > 0))
-    if bad.any():
-        raise ValueError(_describe(array, bad))
-    return array, squares
+    rows = _as_tensor(features)
+    if rows.ndim != 2:
+        raise ValueError(f"features: wanted shape (N, D), found {tuple(rows.shape)}; pass one row an image")
+    if rows.shape[0] == 0 or rows.shape[1] == 0:
+        raise ValueError(f"features: wanted at least one row and one column, found shape {tuple(rows.shape)}")
+    rows = rows.to(as_device(device, rows)).contiguous()
+    if rows.dtype in _HALF and not takes_triton(rows):
+        rows = rows.float()
+    if rows.dtype == torch.float64:
+        rows = _scaled(rows)
+    squares = squared_lengths(rows)
+    bad = ~(torch.isfinite(squares) & (squares > 0))
+    if bool(bad.any()):
+        raise ValueError(_describe(rows, bad))
+    return rows, squares
 
 
-def _as_array(features: Any) -> NDArray[Any]:
-    if isinstance(features, torch.Tensor):
-        features = features.detach().cpu()
-        features = (features.float() if features.dtype == torch.bfloat16 else features).numpy()
-    if not isinstance(features, np.ndarray):
+def _as_tensor(features: Any) -> torch.Tensor:
+    if isinstance(features, np.ndarray):
+        if not np.issubdtype(features.dtype, np.floating) or features.dtype.itemsize > 8:
+            raise TypeError(_wrong_type(features.dtype))
+        native = features.dtype.newbyteorder("=")
+        features = torch.from_numpy(np.ascontiguousarray(features, native))
+    if not isinstance(features, torch.Tensor):
         raise TypeError(f"features: wanted a NumPy array or torch tensor, found {type(features).__name__}")
     if features.dtype not in _ACCEPTED:
-        raise TypeError(f"features: wanted float16, float32 or float64, found {features.dtype}; convert them")
-    return features
+        raise TypeError(_wrong_type(features.dtype))
+    return features.detach()
 
 
-def _scaled(array: NDArray[np.float64]) -> NDArray[np.float64]:
+def _wrong_type(dtype: object) -> str:
+    return f"features: wanted float16, bfloat16, float32 or float64, found {dtype}; convert them"
+
+
+def _scaled(rows: torch.Tensor) -> torch.Tensor:
     """Rows times a power of two, so that squares neither overflow nor vanish."""
-    _, exponent = np.frexp(np.abs(array).max(axis=1, keepdims=True))
-    return np.ldexp(array, np.where(np.isfinite(array).all(axis=1, keepdims=True), -exponent, 0))
+    largest = rows.abs().amax(dim=1, keepdim=True)
+    _, exponent = torch.frexp(largest)
+    return torch.ldexp(rows, torch.where(torch.isfinite(largest), -exponent, 0))
 
 
-def _describe(array: NDArray[Any], bad: NDArray[np.bool_]) -> str:
-    row = int(np.flatnonzero(bad)[0])
-    if np.isnan(array[row]).any():
+def _describe(rows: torch.Tensor, bad: torch.Tensor) -> str:
+    row = int(torch.nonzero(bad)[0])
+    if bool(torch.isnan(rows[row]).any()):
         found = "contains NaN"
-    elif np.isinf(array[row]).any():
+    elif bool(torch.isinf(rows[row]).any()):
         found = "contains infinity"
     else:
         found = "is zero, so it has no direction"
@@ -88,8 +100,8 @@ def as_count(name: str, value: int, least: int = 1) -> int:
     return int(value)
 
 
-def as_device(device: str) -> str:
-    """ "cpu" or "cuda"; "auto" is CUDA where there is one.
+def as_device(device: str, features: torch.Tensor) -> torch.device:
+    """The CPU, or a CUDA device: the one where the features lie, if on any. "auto" prefers CUDA.
 
     Raises:
         ValueError: another name, or "cuda" where torch finds none.
@@ -98,7 +110,9 @@ def as_device(device: str) -> str:
         raise ValueError(f'device: wanted "auto", "cpu" or "cuda", found {device!r}')
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError('device: wanted "cuda", but torch finds no CUDA device; use "auto" or "cpu"')
-    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return features.device if features.is_cuda else torch.device("cuda")
 
 
 def as_radii(eps: float, eps_gap: float) -> tuple[float, float, float]:

@@ -1,410 +1,361 @@
-"""Candidates for exact nearest neighbours: a cheap matrix product that provably misses nobody.
+"""Candidates for nearest neighbours: a bfloat16 product fused with a filter that provably misses nobody.
 
-Rows are made unit and centred, u_j = x_j / |x_j| - m, because real features share a large mean that would
-only eat precision. For a fixed row i, ordering j by similarity is ordering by
+For a fixed row i, ordering j by similarity is ordering by (see `unit_rows.py`)
 
-    key(i, j) = <u_i, u_j> + a_j,      a_j = <m, x_j / |x_j|> - mean_j(a)      (plus what depends on i alone)
+    key(i, j) = <u_i, u_j> + a_j
 
-The product is taken in bfloat16 where the processor multiplies it natively, else in float32. A computed key c
-is off from s(i, j) less what depends on i alone, s as `similarity.py` computes it, by at most
+The product is taken on the tensor cores, from factors rounded to bfloat16. A computed key c is off from
+s(i, j) less what depends on i alone, s as `similarity.py` defines it, by at most E_i(c) = base_i + r |c|,
 
-    E_i(c) = base_i + r |c|
-    base_i = e_i max_j(|u_j| + e_j) + |u_i| max_j e_j        rounding of the factors, e_i = |u_i - round(u_i)|
-           + (D + 8) 2^-23 |u_i| max_j |u_j|                 summation in float32, in any order
-           + r max_j |a_j| + 2^-21 (1 + max_j |a_j|) w       rounding of the product, of a_j and of the sum
-           + 2^-45 + (D + 8) 2^-52                           rounding of s to its grid; s and a_j in float64
-    r      = 2^-8 for a bfloat16 product, 2^-24 for float32;   w = |u_i| max_j |u_j| + max_j |a_j|
+    base_i = e_i (max_j |u_j| + max_j e_j) + |u_i| max_j e_j     rounding of the factors, e as measured
+           + (D + 8) 2^-22 |u_i| max_j |u_j|                     summation in float32 that may truncate
+           + r max_j |a_j| + 2^-21 (1 + max_j |a_j|) w           rounding of a_j and of the sum
+           + 2^-45 + (D + 8) 2^-52                               rounding of s to its grid; float64
+    r      = 2^-24,   w = |u_i| max_j |u_j| + max_j |a_j|
 
-The e_i are measured. r is half a step: numbers of p significant bits, 8 in bfloat16 and 24 in float32, lie
-2^(1-p) apart in [1, 2), so rounding to nearest moves a number by up to 2^-p of its size.
+If c_k is the k-th largest computed key of row i over any set of columns, no true neighbour has a computed key
+below the limit c_k - 2.02 E_i(c_k).
 
-If c_k is the k-th largest computed key of row i, no true neighbour has a computed key below
-c_k - 2.02 E_i(c_k) (the 1 % covers the second order, as r < 0.0099). Keys that reach this threshold are
-appended while it rises; a row with more of them than fit is given up (count -1) for the caller to do in full.
+Method: known limit, then append. Keys that reach their row's limit go into the row's buffer; no key is
+written otherwise. Columns come in rounds, each as many as all before. After a round `_tighten` ranks every
+buffer, raises the limit to what it proves and drops what is below. Rows are shuffled, so about as many keys
+pass in a round as were kept before it, whatever the data. A row whose buffer overflows is given up
+(count > capacity) for `exact.py`.
 
-Self-joins use symmetry: only tiles with J >= I are computed, each tested against the thresholds of its rows
-and of its columns. Shapes: features (N, D), squares (N,), ids (Q, capacity) int32, counts (Q,) int32.
-Memory: one centred copy of the features in the product's type, 8 bytes a candidate, one tile.
+A self-join is a half ring: block I meets blocks I, I + 1, ..., I + B / 2 (mod B), and every key is tested
+against the limits of its row and of its column. A round is a band of the ring, so that all rows have seen
+equally many columns. The first band of two blocks is tested one side after the other, since it would
+triple what was seen.
+
+Shapes: rows (P, W) bfloat16; buffers (P, capacity) int64, counts (P,) int32.
+Memory: 8 capacity + 12 bytes a row. Time: 2 P Q W operations on the tensor cores, half for a self-join.
+Source: the error of tensor cores, Fasi, Higham, Mikaitis, Pranesh, "Numerical behavior of NVIDIA tensor
+cores", PeerJ Computer Science 2021.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
-from numba import njit
-from numpy.typing import NDArray
+import triton
+import triton.language as tl
 
-from dmx.kernels.blocks import Workers, run_blocks
-from dmx.kernels.similarity import GRID
+from dmx.kernels.device import on
+from dmx.kernels.unit_rows import UnitRows
 
-_TILE = 512  # rows and columns of a tile: 1 MB in float32, and the product runs at its full rate
-_CHUNK = 16  # scores tested at once: a chunk without a hit costs a few vector instructions
-_NARROW = 128  # below this width a product costs nothing, and float32 needs far fewer candidates
+BLOCK = 256  # rows of a ring block; tiles divide it
+_GRID = 2**30  # most programs of a launch: their numbers fit into int32
+_CHUNK = 16  # keys that all of a row are compared with at a time: 32 comparisons a thread
+_LOWEST = -3.0e38  # a limit that every key reaches, but not the -inf of padding
+ROUNDING = 2.0**-24  # r
+
+
+@dataclass(frozen=True)
+class ScanConfig:
+    """Tile of the product and how it is run.
+
+    Attributes:
+        rows, columns, depth: of a tile; rows and columns divide BLOCK, depth divides `unit_rows.WIDTH`.
+        piece: columns that are filtered at a time; fewer take fewer registers and more barriers.
+        group: row tiles that are walked together, so that their columns are met in the L2 cache.
+        warps, stages: as Triton takes them.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    piece: int
+    group: int
+    warps: int
+    stages: int
+
+
+# The first is what runs; `benchmarks/gpu.py --tune` tries the others.
+SCAN_CONFIGS = (
+    # 128 registers a thread on an H100: two blocks on a multiprocessor, one filters, one multiplies.
+    ScanConfig(rows=128, columns=128, depth=64, piece=16, group=16, warps=8, stages=3),
+    # Half the barriers in the filter, but 178 registers: one block on a multiprocessor.
+    ScanConfig(rows=128, columns=128, depth=64, piece=32, group=16, warps=8, stages=4),
+    # One warpgroup a block: barriers are cheaper among four warps.
+    ScanConfig(rows=128, columns=128, depth=64, piece=16, group=16, warps=4, stages=3),
+    # The widest instruction, least shared memory traffic, and nothing to hide the filter behind.
+    ScanConfig(rows=128, columns=256, depth=64, piece=16, group=16, warps=8, stages=4),
+)
+_scan_config = SCAN_CONFIGS[0]
+
+
+def scan_config() -> ScanConfig:
+    """The configuration scans run with."""
+    return _scan_config
+
+
+def use_scan_config(config: ScanConfig) -> None:
+    """Makes all later scans of this process run with `config`."""
+    global _scan_config
+    _scan_config = config
+
+
+def capacity_for(k: int) -> int:
+    """Slots of a row's buffer: two rounds' worth of what the error bound lets through, about 3 k each."""
+    return 256 if k <= 32 else 512
+
+
+def keys_reference(rows: torch.Tensor, others: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """key(i, j) in float64, from unit rows (Q, D) and (M, D) and the mean (D,) -> (Q, M)."""
+    along = others @ mean
+    return (rows - mean) @ (others - mean).T + along - along.mean()
+
+
+@triton.jit
+def ordered(bits):  # type: ignore[no-untyped-def]
+    """float32 bits as int32 that compare like the numbers, and back."""
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def _drain(  # type: ignore[no-untyped-def]
+    tile, shift, limit, owner, other, buffers, counts, CAPACITY: tl.constexpr, AXIS: tl.constexpr
+):
+    """Appends what reaches its owner's limit, one key an owner and turn; owners lie across `AXIS`.
+
+    Turns go by the other's number. A tile has few hits, so few turns; nothing in them is as large as the tile
+    but comparisons, so the accumulators stay where the product left them.
+    """
+    others = tl.expand_dims(other, 1 - AXIS)
+    key = tile + tl.expand_dims(shift, 1 - AXIS)
+    hit = key >= tl.expand_dims(limit, AXIS)
+    at = tl.min(tl.where(hit, others, 0x7FFFFFFF), AXIS)
+    while tl.min(at, 0) < 0x7FFFFFFF:
+        active = at < 0x7FFFFFFF
+        found = tl.sum(tl.where(others == tl.expand_dims(at, AXIS), key, 0.0), AXIS)
+        slot = tl.atomic_add(counts + owner, 1, mask=active, sem="relaxed")
+        packed = (ordered(found.to(tl.int32, bitcast=True)).to(tl.int64) << 32) | at.to(tl.int64)
+        tl.store(buffers + owner.to(tl.int64) * CAPACITY + slot, packed, mask=active & (slot < CAPACITY))
+        at = tl.min(tl.where(hit & (others > tl.expand_dims(at, AXIS)), others, 0x7FFFFFFF), AXIS)
+
+
+@triton.jit
+def _halves(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The left and the right half of the columns. They lie in different registers: nothing moves."""
+    return tl.split(tl.permute(tl.reshape(tile, [ROWS, 2, COLUMNS // 2]), (0, 2, 1)))
+
+
+@triton.jit
+def _filter(  # type: ignore[no-untyped-def]
+    tile, row, row_position, row_shift, row_limit, first_column, offset, limits, buffers, counts,
+    BY_ROW: tl.constexpr, BY_COLUMN: tl.constexpr, OWN: tl.constexpr, CAPACITY: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIECE: tl.constexpr,
+):  # fmt: skip
+    """Keeps what reaches a limit, a piece of the columns at a time: most pieces have no hit at all."""
+    if COLUMNS > PIECE:
+        left, right = _halves(tile, ROWS, COLUMNS)
+        _filter(left, row, row_position, row_shift, row_limit, first_column, offset, limits, buffers, counts,
+                BY_ROW, BY_COLUMN, OWN, CAPACITY, ROWS, COLUMNS // 2, PIECE)  # fmt: skip
+        _filter(right, row, row_position, row_shift, row_limit, first_column + COLUMNS // 2, offset, limits,
+                buffers, counts, BY_ROW, BY_COLUMN, OWN, CAPACITY, ROWS, COLUMNS // 2, PIECE)  # fmt: skip
+    else:
+        column = first_column + tl.arange(0, COLUMNS)
+        column_shift = tl.load(offset + column)
+        if OWN:
+            tile = tl.where(row_position[:, None] == column[None, :], float("-inf"), tile)
+        if BY_ROW:
+            hit = tile + column_shift[None, :] >= row_limit[:, None]
+        if BY_COLUMN:
+            column_limit = tl.load(limits + column)
+            hit_column = tile + row_shift[:, None] >= column_limit[None, :]
+            hit = hit | hit_column if BY_ROW else hit_column
+        if tl.max(tl.max(hit.to(tl.int32), 1), 0) > 0:
+            if BY_ROW:
+                _drain(tile, column_shift, row_limit, row, column, buffers, counts, CAPACITY, 1)
+            if BY_COLUMN:
+                _drain(tile, row_shift, column_limit, column, row, buffers, counts, CAPACITY, 0)
+
+
+@triton.jit
+def _scan(  # type: ignore[no-untyped-def]
+    rows, others, row_offset, other_offset, limits, buffers, counts,
+    first_row, row_tiles, first_diagonal, diagonals, blocks, W,
+    RING: tl.constexpr, BY_ROW: tl.constexpr, BY_COLUMN: tl.constexpr, OWN: tl.constexpr,
+    CAPACITY: tl.constexpr, BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
+    PIECE: tl.constexpr,
+):  # fmt: skip
+    # Programs walk GROUP row tiles along all columns before the next GROUP.
+    PARTS: tl.constexpr = BLOCK // COLUMNS
+    span = diagonals * PARTS
+    group = tl.program_id(0) // (GROUP * span)
+    inside = tl.program_id(0) % (GROUP * span)
+    size = tl.minimum(row_tiles - group * GROUP, GROUP)
+    row_tile = group * GROUP + inside % size
+    diagonal = inside // size // PARTS
+    part = inside // size % PARTS
+    block = first_diagonal + diagonal
+    if RING:
+        block = (block + row_tile * ROWS // BLOCK) % blocks
+
+    row = row_tile * ROWS + tl.arange(0, ROWS)  # of this pass, as the buffers are
+    column = block * BLOCK + part * COLUMNS + tl.arange(0, COLUMNS)
+    depth = tl.arange(0, DEPTH)
+    left = rows + (first_row + row).to(tl.int64)[:, None] * W + depth[None, :]
+    right = others + column.to(tl.int64)[None, :] * W + depth[:, None]
+    product = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for _ in range(0, W, DEPTH):
+        product = tl.dot(tl.load(left), tl.load(right), product)
+        left += DEPTH
+        right += DEPTH
+
+    position = first_row + row
+    _filter(product, row, position, tl.load(row_offset + position), tl.load(limits + row),
+            block * BLOCK + part * COLUMNS, other_offset, limits, buffers, counts,
+            BY_ROW, BY_COLUMN, OWN, CAPACITY, ROWS, COLUMNS, PIECE)  # fmt: skip
+
+
+@triton.jit
+def _tighten(  # type: ignore[no-untyped-def]
+    buffers, counts, limits, base, ROUNDING, K: tl.constexpr, CAPACITY: tl.constexpr, CHUNK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    slot = tl.arange(0, CAPACITY)
+    count = tl.load(counts + row)
+    if count > CAPACITY:
+        tl.store(limits + row, float("inf"))  # given up: take no more
+    elif count >= K:
+        held = slot < count
+        packed = tl.load(buffers + row * CAPACITY + slot, mask=held, other=-0x8000000000000000)
+        rank = tl.zeros([CAPACITY], tl.int32)
+        for begin in range(0, count, CHUNK):
+            some = begin + tl.arange(0, CHUNK)
+            other = tl.load(buffers + row * CAPACITY + some, mask=some < count, other=-0x8000000000000000)
+            rank += tl.sum((other[None, :] > packed[:, None]).to(tl.int32), 1)
+        key = ordered((packed >> 32).to(tl.int32)).to(tl.float32, bitcast=True)
+        best = tl.sum(tl.where(held & (rank == K - 1), key, 0.0), 0).to(tl.float64)
+        error = tl.load(base + row) + ROUNDING * tl.abs(best)
+        limit = (best - 2.02 * error).to(tl.float32)
+        kept = held & (key >= limit)
+        tl.debug_barrier()  # all is read before anything is written
+        tl.store(buffers + row * CAPACITY + rank, packed, mask=kept)
+        tl.store(counts + row, tl.sum(kept.to(tl.int32), 0))
+        tl.store(limits + row, limit)
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """`ids[i, :counts[i]]` holds every true neighbour of row i; counts[i] = -1 where they did not fit.
+    """`packed[i, :counts[i]]` holds every neighbour of row i, best first; counts above capacity: given up.
 
-    The likeliest k come first, so that most of the others are ruled out by `at_most`: their similarity is no
-    more than that.
+    Attributes:
+        packed: (P, capacity) int64: an ordered key above, below it 32 bits of position in `UnitRows`.
+        counts: (P,) int32.
+        rows: (R,) int32, what the rows are in their features.
+        base: (R,) float64, base_i; constants: (R,) float64, s(i, j) - key(i, j).
     """
 
-    ids: NDArray[np.int32]
-    counts: NDArray[np.int32]
-    at_most: NDArray[np.float32]
+    packed: torch.Tensor
+    counts: torch.Tensor
+    rows: torch.Tensor
+    base: torch.Tensor
+    constants: torch.Tensor
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Centred unit rows, rounded, and what the error bound needs to know of them."""
-
-    low: torch.Tensor  # (N, D), bfloat16 or float32
-    offset: NDArray[np.float32]  # (N,), a_j
-    along_mean: NDArray[np.float64]  # (N,), <m, x_j / |x_j|>, which is a_j before its mean is taken off
-    error: NDArray[np.float64]  # (N,), e_i
-    length: NDArray[np.float64]  # (N,), |u_i|
-
-
-@njit(cache=True, nogil=True)
-def _kth_largest(values, work, count, k):  # type: ignore[no-untyped-def]
-    # Hoare's selection on a copy: linear on average, k counted from 1.
-    for t in range(count):
-        work[t] = values[t]
-    low, high, target = 0, count - 1, k - 1
-    while low < high:
-        pivot = work[(low + high) // 2]
-        a, b = low, high
-        while a <= b:
-            while work[a] > pivot:
-                a += 1
-            while work[b] < pivot:
-                b -= 1
-            if a <= b:
-                work[a], work[b] = work[b], work[a]
-                a += 1
-                b -= 1
-        if target <= b:
-            high = b
-        elif target >= a:
-            low = a
-        else:
-            break
-    return work[target]
-
-
-@njit(cache=True, nogil=True)
-def _compact(i, k, keys, ids, counts, threshold, base, rounding, work):  # type: ignore[no-untyped-def]
-    """Raises the threshold of row i to what its buffer proves, and drops what is below."""
-    count = counts[i]
-    if count < k:
-        return
-    best = np.float64(_kth_largest(keys[i], work, count, k))
-    limit = np.float32(best - 2.02 * (base[i] + rounding * abs(best)))
-    kept = 0
-    for t in range(count):
-        if keys[i, t] >= limit:
-            keys[i, kept] = keys[i, t]
-            ids[i, kept] = ids[i, t]
-            kept += 1
-    counts[i] = kept
-    threshold[i] = limit
-    if kept > keys.shape[1] * 7 // 8:  # hardly any room left: compacting again and again would be slower
-        counts[i] = -1
-        threshold[i] = np.inf
-
-
-# The two scans spell out the same few lines: a call with this many arrays costs more than the work itself.
-@njit(cache=True, nogil=True)
-def _scan_rows(  # type: ignore[no-untyped-def]
-    tile, first_row, first_column, offset, k, keys, ids, counts, threshold, base, rounding, begin, end
-):
-    """Appends the hits of a tile's rows [begin, end) to the buffers of these rows."""
-    work = np.empty(keys.shape[1], np.float32)
-    width = tile.shape[1]
-    for r in range(begin, end):
-        i = first_row + r
-        limit, count = threshold[i], counts[i]
-        for left in range(0, width, _CHUNK):
-            right = min(left + _CHUNK, width)
-            if right - left == _CHUNK:
-                hits = 0
-                for c in range(left, left + _CHUNK):
-                    hits += tile[r, c] + offset[first_column + c] >= limit
-                if hits == 0:
-                    continue
-            for c in range(left, right):
-                key = tile[r, c] + offset[first_column + c]
-                if key < limit or count < 0:
-                    continue
-                keys[i, count] = key
-                ids[i, count] = first_column + c
-                count += 1
-                if count == keys.shape[1]:
-                    counts[i] = count
-                    _compact(i, k, keys, ids, counts, threshold, base, rounding, work)
-                    limit, count = threshold[i], counts[i]
-        counts[i] = count
-
-
-@njit(cache=True, nogil=True)
-def _scan_columns(  # type: ignore[no-untyped-def]
-    tile, first_row, first_column, offset, k, keys, ids, counts, threshold, base, rounding, begin, end
-):
-    """Appends the hits of a tile's columns [begin, end) to the buffers of these columns."""
-    work = np.empty(keys.shape[1], np.float32)
-    for strip in range(begin, end, 4 * _CHUNK):
-        for r in range(tile.shape[0]):
-            shift = offset[first_row + r]
-            for left in range(strip, min(strip + 4 * _CHUNK, end), _CHUNK):
-                right = min(left + _CHUNK, end)
-                if right - left == _CHUNK:
-                    hits = 0
-                    for c in range(left, left + _CHUNK):
-                        hits += tile[r, c] + shift >= threshold[first_column + c]
-                    if hits == 0:
-                        continue
-                for c in range(left, right):
-                    j = first_column + c
-                    key = tile[r, c] + shift
-                    if key < threshold[j] or counts[j] < 0:
-                        continue
-                    keys[j, counts[j]] = key
-                    ids[j, counts[j]] = first_row + r
-                    counts[j] += 1
-                    if counts[j] == keys.shape[1]:
-                        _compact(j, k, keys, ids, counts, threshold, base, rounding, work)
-
-
-@njit(cache=True, nogil=True)
-def _finish(k, keys, ids, counts, threshold, base, rounding, constant, begin, end):  # type: ignore[no-untyped-def]
-    """Drops what the final thresholds rule out, moves the k best to the front, turns keys into `at_most`."""
-    work = np.empty(keys.shape[1], np.float32)
-    for i in range(begin, end):
-        if counts[i] < k:
-            continue
-        _compact(i, k, keys, ids, counts, threshold, base, rounding, work)
-        if counts[i] < 0:
-            continue
-        limit, front = _kth_largest(keys[i], work, counts[i], k), 0
-        for t in range(counts[i]):
-            key, j = keys[i, t], ids[i, t]
-            # The key in float64 is exact; 2^-22 covers rounding a sum near 1 to float32.
-            bound = key + base[i] + rounding * abs(key) + constant[i] + 2.0**-22
-            place = t
-            if key >= limit:
-                keys[i, t], ids[i, t] = keys[i, front], ids[i, front]
-                place, front = front, front + 1
-            keys[i, place], ids[i, place] = bound, j
-
-
-# Sums may be reordered to be vectorised: their rounding is part of the bound.
-@njit(cache=True, nogil=True, fastmath={"reassoc"})
-def _centre(  # type: ignore[no-untyped-def]
-    features, squares, mean, dropped_bits, rounded, offset, error, length, begin, end
-):
-    """u_i in float32 less `dropped_bits` of its bits, to nearest even; a_i (not yet centred), e_i, |u_i|."""
-    half = np.uint32((1 << dropped_bits) // 2)
-    for i in range(begin, end):
-        scale = 1.0 / np.sqrt(squares[i])
-        shift, lost, size = 0.0, 0.0, 0.0
-        bits = rounded[i - begin].view(np.uint32)
-        for c in range(features.shape[1]):
-            rounded[i - begin, c] = features[i, c] * scale - mean[c]
-        if half:
-            for c in range(features.shape[1]):
-                odd = (bits[c] >> np.uint32(dropped_bits)) & np.uint32(1)
-                bits[c] = np.uint32(bits[c] + (half - np.uint32(1)) + odd) & ~np.uint32(2 * half - 1)
-        for c in range(features.shape[1]):
-            unit = features[i, c] * scale
-            u = unit - mean[c]
-            shift += unit * mean[c]
-            size += u * u
-            lost += (u - rounded[i - begin, c]) ** 2
-        offset[i], error[i], length[i] = shift, np.sqrt(lost), np.sqrt(size)
-
-
-def product_dtype(width: int) -> torch.dtype:
-    """The type a matrix product of this inner width is cheapest in, exact results being wanted."""
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native and width >= _NARROW else torch.float32
-
-
-def _mean(features: NDArray[Any], squares: NDArray[np.float64]) -> NDArray[np.float64]:
-    # Any vector near the mean serves, so a few hundred rows are enough.
-    step = -(-len(features) // 512)
-    rows = features[::step].astype(np.float64)
-    return np.asarray(1 / np.sqrt(squares[::step]) @ rows / len(rows))
-
-
-def _prepare(
-    features: NDArray[Any], squares: NDArray[np.float64], mean: NDArray[np.float64], dtype: torch.dtype
-) -> _Rows:
-    n, width = features.shape
-    low = torch.empty((n, width), dtype=dtype)
-    offset, error, length = np.empty(n), np.empty(n), np.empty(n)
-    bfloat = dtype == torch.bfloat16
-    target = low.view(torch.int16).numpy().view(np.uint16) if bfloat else low.numpy()
-
-    def block(begin: int, end: int) -> None:
-        rounded = np.empty((end - begin, width), np.float32)
-        _centre(features, squares, mean, 16 if bfloat else 0, rounded, offset, error, length, begin, end)
-        target[begin:end] = rounded.view(np.uint32) >> 16 if bfloat else rounded
-
-    run_blocks(block, n, 32)
-    # The 1e-3 and 1e-15 cover the rounding of these norms and of the centred rows themselves.
-    centred = (offset - offset.mean()).astype(np.float32)
-    return _Rows(low, centred, offset, error * 1.001 + 1e-15, length * 1.001 + 1e-15)
-
-
-def _bound(rows: _Rows, others: _Rows, rounding: float) -> NDArray[np.float64]:
-    """base_i of the formula on top of the file."""
-    longest, worst = float(others.length.max()), float(others.error.max())
-    shift = float(np.abs(others.offset).max())
+def base_errors(rows: UnitRows, others: UnitRows) -> torch.Tensor:
+    """base_i of the formula on top of the file, (M,) float64."""
+    longest, worst = others.length.max(), others.error.max()
+    shift = others.offset[: len(others)].abs().max().double()
+    width = rows.low.shape[1] + 8
     size = rows.length * longest
-    summation = (rows.low.shape[1] + 8) * 2.0**-23 * size
-    small = rounding * shift + 2.0**-21 * (1 + shift) * (size + shift)
-    small += 0.5 / GRID + (rows.low.shape[1] + 8) * 2.0**-52
-    return np.asarray(rows.error * (longest + worst) + rows.length * worst + summation + small)
+    small = ROUNDING * shift + 2.0**-21 * (1 + shift) * (size + shift) + 2.0**-45 + width * 2.0**-52
+    return rows.error * (longest + worst) + rows.length * worst + width * 2.0**-22 * size + small
 
 
-def _product(a: torch.Tensor, b: torch.Tensor) -> NDArray[np.float32]:
-    if a.dtype == torch.bfloat16:
-        return np.asarray((a @ b.T).float().numpy())
-    # NumPy's float32 product, since torch may be told to round float32 factors to less.
-    return np.asarray(a.numpy() @ b.numpy().T)
+class Scan:
+    """The buffers of a search, and the launches that feed them."""
 
+    def __init__(self, rows: UnitRows, others: UnitRows, mean: torch.Tensor, k: int, own: bool) -> None:
+        self.rows, self.others, self.k, self.own = rows, others, k, own
+        self.capacity = capacity_for(k)
+        self.base = base_errors(rows, others)
+        self.constants = rows.along_mean + others.along_mean.mean() - mean.double() @ mean.double()
 
-def _constant(rows: _Rows, others: _Rows, mean: NDArray[np.float64]) -> NDArray[np.float64]:
-    """s(i, j) - key(i, j), which depends on i alone."""
-    return np.asarray(rows.along_mean + others.along_mean.mean() - mean @ mean)
+    def __call__(self, begin: int, end: int) -> Candidates:
+        """Candidates of rows [begin, end), from all columns. `begin` is a multiple of BLOCK."""
+        self._start(begin, end)
+        blocks = len(self.others.low) // BLOCK
+        seen = 0
+        while seen < blocks:
+            more = max(1, min(seen, blocks - seen))
+            self._launch(begin, seen, more, ring=False, by_row=True, by_column=False)
+            seen += more
+            self._tighten()
+        return self._candidates(begin, end)
 
+    def ring(self) -> Candidates:
+        """Candidates of all rows of a self-join, every product computed once."""
+        self._start(0, len(self.rows))
+        blocks = len(self.rows.low) // BLOCK
+        self._launch(0, 0, 1, ring=True, by_row=True, by_column=False)
+        self._tighten()
+        done, half = 1, blocks // 2  # diagonals done, and the last one
+        while done <= half:
+            if done == 1:
+                for by_row in (True, False):
+                    self._band(done, 1, blocks, by_row=by_row, by_column=not by_row)
+                    self._tighten()
+                done += 1
+                continue
+            # 2 done - 1 blocks were seen, and each diagonal adds two.
+            more = min(max(1, done - 1), half + 1 - done)
+            self._band(done, more, blocks, by_row=True, by_column=True)
+            self._tighten()
+            done += more
+        return self._candidates(0, len(self.rows))
 
-@dataclass(frozen=True)
-class _Tile:
-    scores: NDArray[np.float32]
-    row: int
-    column: int
+    def _band(self, first: int, diagonals: int, blocks: int, *, by_row: bool, by_column: bool) -> None:
+        """Diagonals [first, first + diagonals). Blocks half a ring apart meet twice: once will do."""
+        sides = {"by_row": by_row, "by_column": by_column}
+        last = first + diagonals - 1
+        if 2 * last == blocks:
+            self._launch(0, last, 1, ring=True, rows=last * BLOCK, **sides)
+            diagonals -= 1
+        self._launch(0, first, diagonals, ring=True, **sides)
 
+    def _candidates(self, begin: int, end: int) -> Candidates:
+        of = slice(begin, end)
+        return Candidates(self.buffers, self.counts, self.rows.ids[of], self.base[of], self.constants[of])
 
-def _tile(rows: _Rows, others: _Rows, row: int, column: int) -> _Tile:
-    return _Tile(_product(rows.low[row : row + _TILE], others.low[column : column + _TILE]), row, column)
+    def _start(self, begin: int, end: int) -> None:
+        device, real = self.rows.low.device, end - begin
+        rows = -(-real // BLOCK) * BLOCK
+        self.real = real
+        self.buffers = torch.empty((rows, self.capacity), dtype=torch.int64, device=device)
+        self.counts = torch.zeros(rows, dtype=torch.int32, device=device)
+        self.limits = torch.full((rows,), torch.inf, dtype=torch.float32, device=device)
+        self.limits[:real] = _LOWEST
+        self.pass_base = self.base[begin:end]
 
+    def _launch(
+        self, begin: int, first: int, diagonals: int, *, ring: bool, by_row: bool, by_column: bool,
+        rows: int | None = None,
+    ) -> None:  # fmt: skip
+        config, low = scan_config(), self.others.low
+        row_tiles = (len(self.counts) if rows is None else rows) // config.rows
+        parts = BLOCK // config.columns
+        most = max(1, _GRID // (max(row_tiles, config.group) * parts))
+        with on(low):
+            for start in range(first, first + diagonals, most):
+                span = min(most, first + diagonals - start)
+                _scan[(row_tiles * span * parts,)](
+                    self.rows.low, low, self.rows.offset, self.others.offset, self.limits,
+                    self.buffers, self.counts,
+                    begin, row_tiles, start, span, len(low) // BLOCK, low.shape[1],
+                    RING=ring, BY_ROW=by_row, BY_COLUMN=by_column, OWN=self.own,
+                    CAPACITY=self.capacity, BLOCK=BLOCK, ROWS=config.rows, COLUMNS=config.columns,
+                    DEPTH=config.depth, GROUP=config.group, PIECE=config.piece,
+                    num_warps=config.warps, num_stages=config.stages,
+                )  # fmt: skip
 
-class _Buffers:
-    """The candidates so far, and the scan that feeds them."""
-
-    def __init__(self, n: int, k: int, base: NDArray[np.float64], rounding: float) -> None:
-        capacity = max(8 * k, 128)
-        self.k, self.base, self.rounding = k, base, rounding
-        self.keys = np.empty((n, capacity), np.float32)
-        self.ids = np.empty((n, capacity), np.int32)
-        self.counts = np.zeros(n, np.int32)
-        self.threshold = np.full(n, -np.inf, np.float32)
-
-    def scan(self, tile: _Tile, by_row: bool, offset: NDArray[np.float32]) -> None:
-        """Feeds the buffers of a tile's rows (by_row) or columns; offset: a_j of all of the other side."""
-        kernel, owners = (_scan_rows, 0) if by_row else (_scan_columns, 1)
-        kernel(tile.scores, tile.row, tile.column, offset, self.k, self.keys, self.ids, self.counts,
-               self.threshold, self.base, self.rounding, 0, tile.scores.shape[owners])  # fmt: skip
-
-    def finish(self, constant: NDArray[np.float64]) -> Candidates:
-        run_blocks(
-            lambda a, b: _finish(self.k, self.keys, self.ids, self.counts, self.threshold, self.base,
-                                 self.rounding, constant, a, b),
-            len(self.counts), 1024,
-        )  # fmt: skip
-        return Candidates(self.ids, self.counts, self.keys)
-
-
-def _rounding(dtype: torch.dtype) -> float:
-    """r of the formula on top of the file."""
-    return 2.0**-8 if dtype == torch.bfloat16 else 2.0**-24
-
-
-def self_candidates(features: NDArray[Any], squares: NDArray[np.float64], k: int) -> Candidates:
-    """Candidates for the k nearest rows of every row, itself included, on the CPU."""
-    dtype = product_dtype(features.shape[1])
-    mean = _mean(features, squares)
-    rows = _prepare(features, squares, mean, dtype)
-    buffers = _Buffers(len(features), k, _bound(rows, rows, _rounding(dtype)), _rounding(dtype))
-
-    blocks = -(-len(features) // _TILE)
-
-    def along_rows(block: int) -> _Tile:
-        tile = _tile(rows, rows, block * _TILE, (block + distance) * _TILE)
-        buffers.scan(tile, True, rows.offset)
-        return tile
-
-    def along_columns(tile: int) -> None:
-        buffers.scan(tiles[tile], False, rows.offset)
-
-    with Workers() as workers:
-        # Along a diagonal of tiles all rows differ, and so do all columns: no two threads feed one buffer.
-        for distance in range(blocks):
-            for first in range(0, blocks - distance, workers.count):
-                tiles = workers.each(along_rows, range(first, min(first + workers.count, blocks - distance)))
-                if distance:
-                    workers.each(along_columns, range(len(tiles)))
-    return buffers.finish(_constant(rows, rows, mean))
-
-
-def query_candidates(
-    queries: NDArray[Any], query_squares: NDArray[np.float64],
-    features: NDArray[Any], squares: NDArray[np.float64], k: int, dtype: torch.dtype | None = None,
-) -> Candidates:  # fmt: skip
-    """Candidates for the k nearest rows of `features` (N, D) to every query (Q, D), on the CPU."""
-    dtype = dtype or product_dtype(features.shape[1])
-    mean = _mean(features, squares)
-    others = _prepare(features, squares, mean, dtype)
-    rows = _prepare(queries, query_squares, mean, dtype)
-    buffers = _Buffers(len(queries), k, _bound(rows, others, _rounding(dtype)), _rounding(dtype))
-
-    def strip(row: int) -> None:
-        for column in range(0, len(features), _TILE):
-            buffers.scan(_tile(rows, others, row, column), True, others.offset)
-
-    with Workers() as workers:
-        workers.each(strip, range(0, len(queries), _TILE))
-    return buffers.finish(_constant(rows, others, mean))
-
-
-def cuda_candidates(
-    queries: NDArray[Any], query_squares: NDArray[np.float64],
-    features: NDArray[Any], squares: NDArray[np.float64], k: int, device: str = "cuda",
-    dtype: torch.dtype = torch.bfloat16,
-) -> Candidates:  # fmt: skip
-    """`query_candidates` on a torch device, a block of rows at a time.
-
-    The factors are rounded to bfloat16 but multiplied as float32: whatever precision torch was told to use
-    for float32 products, TF32 or bfloat16, such factors are exact in it, and sums stay in float32. Where
-    `dtype` is float32, factors keep its 24 bits and are multiplied as float64, which no setting touches.
-    """
-    mean = _mean(features, squares)
-    others = _prepare(features, squares, mean, dtype)
-    rows = _prepare(queries, query_squares, mean, dtype)
-    rounding = _rounding(torch.float32)  # of the keys
-    base = _bound(rows, others, rounding)
-    factor = torch.float32 if dtype == torch.bfloat16 else torch.float64
-    kept = min(max(8 * k, 128), len(features))
-    right, offset = others.low.to(device, factor), torch.from_numpy(others.offset).to(device)
-    ids = np.empty((len(queries), kept), np.int32)
-    at_most = np.empty((len(queries), kept), np.float32)
-    counts = np.empty(len(queries), np.int32)
-    constant = base + _constant(rows, others, mean) + 2.0**-22
-    step = max(1, 2**28 // (factor.itemsize * len(features)))
-    for i in range(0, len(queries), step):
-        keys = (rows.low[i : i + step].to(device, factor) @ right.T).float()
-        keys += offset
-        top = keys.topk(kept, dim=1)
-        value = top.values.double().cpu().numpy()
-        best = value[:, k - 1]
-        limit = best - 2.02 * (base[i : i + step] + rounding * np.abs(best))
-        within = (value >= limit[:, None]).sum(1)
-        counts[i : i + step] = np.where((within == kept) & (kept < len(features)), -1, within)
-        ids[i : i + step] = top.indices.cpu().numpy()
-        at_most[i : i + step] = value + rounding * np.abs(value) + constant[i : i + step, None]
-    return Candidates(ids, counts, at_most)
+    def _tighten(self) -> None:
+        with on(self.buffers):
+            _tighten[(self.real,)](
+                self.buffers, self.counts, self.limits, self.pass_base, ROUNDING,
+                K=self.k, CAPACITY=self.capacity, CHUNK=_CHUNK, num_warps=4,
+            )  # fmt: skip

@@ -7,90 +7,194 @@
 These are scikit-learn's labels (`DBSCAN(metric="precomputed")`): it grows clusters from rows in ascending
 order, so a border row falls to the first that reaches it.
 
-Method: union-find over core-core pairs in which the lower root wins. Shapes: pairs i < j as CSR rows with
-distances; labels (len(radii), N) int64. Error: none. Time: O(pairs) a radius. Memory: O(N).
-Source: Ester et al., "A density-based algorithm for discovering clusters", KDD 1996.
+Method: counts by atomic addition; union-find over core-core pairs without locks, in which the lower root
+wins, so that a root is the lowest row of its cluster whatever the order; numbers by a prefix sum over the
+roots; border rows by atomic minimum. Nothing depends on the order in which programs run. The row of a pair is
+found from its place by binary search, so that nothing has to be held for every pair.
+
+Shapes: pairs i < j as CSR rows with distances, any number; labels (R, N) int64 for R radii. Error: none.
+Time: O(pairs log N) a radius. Memory: 8 bytes a label, 15 a row, and 9 a row and radius, the radii in passes.
+Sources: Ester et al., "A density-based algorithm for discovering clusters", KDD 1996; hooking onto the lower
+root with the pair carried on where it failed, as in Jaiganesh and Burtscher, "A high-performance connected
+components implementation for GPUs", HPDC 2018.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-from numba import njit
-from numpy.typing import NDArray
+import torch
+import triton
+import triton.language as tl
 
-from dmx.kernels.k_reciprocal import SparseRows
+from dmx.kernels.cpu import dbscan as cpu
+from dmx.kernels.device import on, takes_triton
+from dmx.kernels.memory import Plan, free_bytes, split
+from dmx.kernels.sparse import SparseRows
+
+# A warp a program: a loop ends with its slowest lane, and to ask whether it has takes shuffles, no barrier.
+# Four pairs a lane keep as many reads under way. Integers are not specialised: every epoch has other sizes.
+_BLOCK, _WARPS = 128, 1
+_RADIUS_BYTES = 4 + 4 + 1  # a row and radius of a pass: degree, parent, which labels are missing
+_NUMBER_BYTES = 8 + 4 + 3  # a row, one radius at a time: prefix sum over the roots, row numbers, conditions
 
 
-def dbscan_reference(distances: NDArray[np.float64], eps: float, min_samples: int) -> NDArray[np.int64]:
-    """The definition, dense: (N, N) distances -> (N,) labels."""
-    near = distances <= eps
-    np.fill_diagonal(near, True)
+def dbscan_reference(distances: torch.Tensor, eps: float, min_samples: int) -> torch.Tensor:
+    """The definition, dense: (N, N) distances -> (N,) int64 labels."""
+    near = distances.double() <= eps
+    near.fill_diagonal_(True)
     core = near.sum(1) >= min_samples
-    labels = np.full(len(near), -1, np.int64)
+    labels = torch.full((len(near),), -1, dtype=torch.int64, device=near.device)
     cluster = 0
-    for i in np.flatnonzero(core):
+    for i in core.nonzero()[:, 0].tolist():
         if labels[i] >= 0:
             continue
-        frontier = [i]
-        while frontier:
-            j = frontier.pop()
-            if labels[j] < 0:
-                labels[j] = cluster
-                if core[j]:
-                    frontier.extend(np.flatnonzero(near[j] & (labels < 0)))
+        members = torch.zeros_like(core)
+        members[i] = True
+        while not torch.equal(grown := members | (near[members & core].any(0) & (labels < 0)), members):
+            members = grown
+        labels[members] = cluster
         cluster += 1
     return labels
 
 
-@njit(cache=True, nogil=True)
-def _root(parent, i):  # type: ignore[no-untyped-def]
-    while parent[i] != i:
-        parent[i] = parent[parent[i]]
-        i = parent[i]
-    return i
+@triton.jit
+def row_of(starts, rows, steps, place):  # type: ignore[no-untyped-def]
+    """The CSR row that holds each place: the last whose start is not beyond it. steps: bits of `rows`."""
+    low = tl.zeros_like(place)
+    high = low + rows  # row `low` starts at or before the place, row `high` after it
+    for _ in range(steps):
+        middle = (low + high) // 2
+        before = tl.load(starts + middle) <= place
+        low = tl.where(before, middle, low)
+        high = tl.where(before, high, middle)
+    return low
 
 
-@njit(cache=True, nogil=True)
-def _dbscan(starts, indices, distances, eps, min_samples, labels):  # type: ignore[no-untyped-def]
-    n = starts.shape[0] - 1
-    degree = np.ones(n, np.int64)
-    for i in range(n):
-        for t in range(starts[i], starts[i + 1]):
-            if distances[t] <= eps:
-                degree[i] += 1
-                degree[indices[t]] += 1
-    parent = np.arange(n)
-    for i in range(n):
-        if degree[i] < min_samples:
-            continue
-        for t in range(starts[i], starts[i + 1]):
-            if distances[t] <= eps and degree[indices[t]] >= min_samples:
-                a, b = _root(parent, i), _root(parent, indices[t])
-                parent[max(a, b)] = min(a, b)
-    cluster = 0
-    for i in range(n):  # a root is the lowest row of its cluster, so it is met first
-        labels[i] = -1
-        if degree[i] >= min_samples:
-            root = _root(parent, i)
-            if root == i:
-                labels[i] = cluster
-                cluster += 1
-            else:
-                labels[i] = labels[root]
-    for i in range(n):
-        for t in range(starts[i], starts[i + 1]):
-            if distances[t] > eps:
-                continue
-            j = np.int64(indices[t])
-            for a, b in ((i, j), (j, i)):  # a may be a border row of b's cluster
-                border = degree[a] < min_samples and degree[b] >= min_samples
-                if border and (labels[a] < 0 or labels[b] < labels[a]):
-                    labels[a] = labels[b]
+@triton.jit
+def _close_pairs(  # type: ignore[no-untyped-def]
+    starts, indices, distances, radii, rows, steps, pairs, BLOCK: tl.constexpr
+):
+    """This program's pairs (i, j), and which of them lie within its radius."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    exists = place < pairs
+    eps = tl.load(radii + tl.program_id(1))
+    near = exists & (tl.load(distances + place, mask=exists, other=0.0) <= eps)
+    j = tl.load(indices + place, mask=exists, other=0).to(tl.int64)
+    return row_of(starts, rows, steps, tl.where(exists, place, 0)), j, near
 
 
-def dbscan(pairs: SparseRows, radii: Sequence[float], min_samples: int) -> NDArray[np.int64]:
+@triton.jit(do_not_specialize=["rows", "steps", "pairs"])
+def _degrees(  # type: ignore[no-untyped-def]
+    starts, indices, distances, radii, degree, rows, steps, pairs, BLOCK: tl.constexpr
+):
+    """Counts the rows within eps of every row; `degree` (R, N) starts at 1, the row itself."""
+    i, j, near = _close_pairs(starts, indices, distances, radii, rows, steps, pairs, BLOCK)
+    degree += tl.program_id(1).to(tl.int64) * rows
+    tl.atomic_add(degree + i, 1, mask=near, sem="relaxed")
+    tl.atomic_add(degree + j, 1, mask=near, sem="relaxed")
+
+
+@triton.jit
+def _roots(parent, x, active):  # type: ignore[no-untyped-def]
+    """The root of every active x, halving the paths on the way.
+
+    Other programs hook roots and halve paths meanwhile. Whatever a cell holds, now or earlier, is a lower row
+    of the same cluster, or its own row while that is a root. An old value is never wrong, then: at worst it
+    leads to a row that is no root any more, and `_union` notices. Volatile, since the multiprocessor's own
+    cache does not see what others write: there a value could stay old for as long as the program runs.
+    """
+    up = tl.load(parent + x, mask=active, other=0, volatile=True)
+    going = active & (up != x)
+    while tl.max(going.to(tl.int32), 0) > 0:
+        over = tl.load(parent + up, mask=going, other=0, volatile=True)
+        # x is no root, and never will be again: this cannot overwrite the hooking of a root. Should it
+        # overwrite a lower row that `_union` left here, that program still has the two clusters in hand.
+        tl.store(parent + x, over, mask=going & (over != up))
+        x = tl.where(going, up, x)
+        up = tl.where(going, over, up)
+        going = going & (up != x)
+    return x
+
+
+@triton.jit(do_not_specialize=["rows", "steps", "pairs", "min_samples"])
+def _union(  # type: ignore[no-untyped-def]
+    starts, indices, distances, radii, degree, parent, rows, steps, pairs, min_samples, BLOCK: tl.constexpr
+):
+    """Joins the clusters of core rows within eps; `parent` (R, N) starts with every row its own."""
+    i, j, active = _close_pairs(starts, indices, distances, radii, rows, steps, pairs, BLOCK)
+    degree += tl.program_id(1).to(tl.int64) * rows
+    parent += tl.program_id(1).to(tl.int64) * rows
+    active = active & (tl.load(degree + i, mask=active, other=0) >= min_samples)
+    active = active & (tl.load(degree + j, mask=active, other=0) >= min_samples)
+    a, b = i.to(tl.int32), j.to(tl.int32)
+    while tl.max(active.to(tl.int32), 0) > 0:
+        a, b = _roots(parent, a, active), _roots(parent, b, active)
+        high, low = tl.maximum(a, b), tl.minimum(a, b)
+        active = active & (high != low)
+        found = tl.atomic_min(parent + high, low, mask=active, sem="relaxed")
+        # Either `high` was a root and is hooked now, or it had been hooked before, and the clusters of
+        # `found` and `low` remain to be joined. Both rows are below `high`, so this ends.
+        active = active & (found != high) & (found != low)
+        a = tl.where(active, found, low)
+        b = low
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _flatten(parent, rows, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Sets the parent of every row to its root."""
+    parent += tl.program_id(1).to(tl.int64) * rows
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    exists = row < rows
+    root = _roots(parent, row, exists)
+    tl.store(parent + row, root, mask=exists)
+
+
+@triton.jit(do_not_specialize=["rows", "steps", "pairs", "min_samples"])
+def _borders(  # type: ignore[no-untyped-def]
+    starts, indices, distances, radii, degree, labels, rows, steps, pairs, min_samples, BLOCK: tl.constexpr
+):
+    """Gives rows that are not core the lowest cluster in reach; their `labels` (R, N) start at N."""
+    i, j, near = _close_pairs(starts, indices, distances, radii, rows, steps, pairs, BLOCK)
+    degree += tl.program_id(1).to(tl.int64) * rows
+    labels += tl.program_id(1).to(tl.int64) * rows
+    core_i = tl.load(degree + i, mask=near, other=0) >= min_samples
+    core_j = tl.load(degree + j, mask=near, other=0) >= min_samples
+    near = near & (core_i != core_j)
+    border, core = tl.where(core_i, j, i), tl.where(core_i, i, j)
+    cluster = tl.load(labels + core, mask=near, other=0)
+    tl.atomic_min(labels + border, cluster, mask=near, sem="relaxed")
+
+
+def plan_dbscan(n: int, pairs: int, radii: int, free_bytes: int | None = None) -> Plan:
+    """Memory of labelling N rows at `radii` radii; its passes are over the radii. Pairs take nothing."""
+    return split("dbscan", radii, (8 * radii + _NUMBER_BYTES) * n, _RADIUS_BYTES * n, free_bytes)
+
+
+def _label(pairs: SparseRows, radii: torch.Tensor, min_samples: int, labels: torch.Tensor) -> None:
+    """Fills `labels` (R, N) at `radii` (R,) float64."""
+    count, n = labels.shape
+    degree = torch.ones((count, n), dtype=torch.int32, device=labels.device)
+    parent = torch.arange(n, dtype=torch.int32, device=labels.device).repeat(count, 1)
+    edges = (pairs.starts, pairs.indices, pairs.values, radii)
+    sizes = (n, n.bit_length(), len(pairs.indices))
+    grid = (triton.cdiv(len(pairs.indices), _BLOCK), count)
+    with on(labels):
+        if grid[0]:
+            _degrees[grid](*edges, degree, *sizes, BLOCK=_BLOCK, num_warps=_WARPS)
+            _union[grid](*edges, degree, parent, *sizes, min_samples, BLOCK=_BLOCK, num_warps=_WARPS)
+        _flatten[triton.cdiv(n, _BLOCK), count](parent, n, BLOCK=_BLOCK, num_warps=_WARPS)
+        for row, root, within in zip(labels, parent, degree, strict=True):
+            core = within >= min_samples
+            lowest = core & (root == torch.arange(n, dtype=torch.int32, device=root.device))
+            torch.index_select(lowest.cumsum(0).sub_(1), 0, root, out=row)
+            row.masked_fill_(~core, n)
+        if grid[0]:
+            _borders[grid](*edges, degree, labels, *sizes, min_samples, BLOCK=_BLOCK, num_warps=_WARPS)
+    labels.masked_fill_(labels == n, -1)
+
+
+def dbscan(pairs: SparseRows, radii: Sequence[float], min_samples: int) -> torch.Tensor:
     """Labels of every row at every radius.
 
     Args:
@@ -99,9 +203,18 @@ def dbscan(pairs: SparseRows, radii: Sequence[float], min_samples: int) -> NDArr
         min_samples: rows within eps, itself included, that make a core row.
 
     Returns:
-        (len(radii), N) int64; -1 marks outliers.
+        (len(radii), N) int64 on the device of `pairs`; -1 marks outliers.
+
+    Raises:
+        NotEnoughMemory: a labeling does not fit on the device.
     """
-    labels = np.empty((len(radii), len(pairs)), np.int64)
-    for row, eps in zip(labels, radii, strict=True):
-        _dbscan(pairs.starts, pairs.indices, pairs.values, eps, min_samples, row)
+    if not takes_triton(pairs.values):
+        return torch.from_numpy(cpu.dbscan(pairs.on_cpu(), radii, min_samples))
+    device = pairs.values.device
+    plan = plan_dbscan(len(pairs), len(pairs.indices), len(radii), free_bytes(device))
+    labels = torch.empty((len(radii), len(pairs)), dtype=torch.int64, device=device)
+    eps = torch.tensor(radii, dtype=torch.float64, device=device)
+    for begin in range(0, len(radii), plan.rows_per_pass):
+        part = slice(begin, begin + plan.rows_per_pass)
+        _label(pairs, eps[part], min_samples, labels[part])
     return labels

@@ -5,241 +5,199 @@
 A self-join puts row i first, then the k - 1 others: higher similarity, then lower index.
 N < k gives N columns.
 
-Method: rows equal bit by bit are joined as one row and spread afterwards (so that a thousand copies cost no
-more than one); `candidates.py` gives a short list that provably holds all neighbours; the list is rescored
-in float64. Rows whose list overflowed get a longer look in float32, and are compared with everybody if that
-overflows too.
+Method, on a GPU: equal rows are joined (`distinct.py`); a bfloat16 product fused with a filter leaves a short
+list that provably holds all neighbours (`candidates.py`); the list is rescored in float64, and rows whose
+list did not fit are compared with everybody in float64 (`exact.py`). On the CPU `cpu/knn.py` has the same
+results.
 
-Shapes: features (N, D), queries (Q, D); indices (., k) int32, similarities (., k) float64.
+Shapes: features (N, D), queries (Q, D) of any floating type; indices (., k) int32, similarities float64.
 Error: none in the indices; similarities as in `similarity.py`.
-Time: N^2 D multiply-adds (half for a self-join on the CPU) and O(N k D). Memory: O(N (k + D)).
+Time: 2 N^2 D operations on the tensor cores, half for a self-join, and O(N k D). Memory: O(N (k + D)); see
+`plan_knn`. Neither N x N nor N x block numbers are ever stored.
 Source: the neighbour step of k-reciprocal encoding, Zhong et al., CVPR 2017, section 3.2.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
-from numba import njit
-from numpy.typing import NDArray
 
-from dmx.kernels.blocks import run_blocks
-from dmx.kernels.candidates import (
-    Candidates,
-    cuda_candidates,
-    product_dtype,
-    query_candidates,
-    self_candidates,
-)
-from dmx.kernels.similarity import cosine, first_equal, similarity_reference, squared_lengths
+from dmx.kernels import candidates, exact
+from dmx.kernels.candidates import Candidates, Scan, capacity_for
+from dmx.kernels.cpu import knn as cpu
+from dmx.kernels.device import as_array, takes_triton
+from dmx.kernels.distinct import distinct, spread
+from dmx.kernels.memory import Plan, free_bytes, split
+from dmx.kernels.rescore import Best, Side, rescore, select
+from dmx.kernels.similarity import GRID, similarity_reference, squared_lengths
+from dmx.kernels.unit_rows import WIDTH, UnitRows, mean_of_units, shuffled, unit_rows
 
-_ROWS = 256  # rows a rescoring call gets
+MOST = 64  # neighbours on a GPU: candidates have to fit into a sort in registers
+_RESCORED_ROWS = 2**16  # rows rescored at a time
+_HASH_BYTES = 40  # a row, while equal rows are sought
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Nearest rows first: indices (N, k) int32 and their similarities (N, k) float64."""
+    """Nearest rows first.
 
-    indices: NDArray[np.int32]
-    similarities: NDArray[np.float64]
+    Attributes:
+        indices: (N, K) int32.
+        similarities: (N, K) float64, s of `similarity.py`.
+    """
+
+    indices: torch.Tensor
+    similarities: torch.Tensor
 
 
-def self_knn_reference(features: NDArray[Any], k: int) -> Neighbours:
+def self_knn_reference(features: torch.Tensor, k: int) -> Neighbours:
     """The formula, dense: every row first in its own list."""
     n = len(features)
-    first = np.unique(features, axis=0, return_index=True, return_inverse=True)
-    same = first[1][first[2].reshape(-1)]  # equal rows share the values of one of them
-    s = similarity_reference(features, features)[np.ix_(same, same)]
-    order = np.empty((n, min(k, n)), np.int32)
-    for i in range(n):
-        others = np.delete(np.arange(n), i)
-        ranked = others[np.argsort(-s[i, others], kind="stable")]
-        order[i] = np.concatenate([[i], ranked])[:k]
-    values = np.take_along_axis(s, order.astype(np.int64), 1)
+    _, group = torch.unique(features, dim=0, return_inverse=True)
+    first = torch.full((n,), n).scatter_reduce(0, group, torch.arange(n), "amin")[group]
+    s = similarity_reference(features, features)[first][:, first]  # equal rows share the values of one
+    order = torch.argsort(s.clone().fill_diagonal_(2), dim=1, descending=True, stable=True)[:, :k]
+    values = s.gather(1, order)
     values[:, 0] = 1.0
-    return Neighbours(order, values)
+    return Neighbours(order.int(), values)
 
 
-@njit(cache=True, nogil=True)
-def insert(value, index, values, indices, count, k):  # type: ignore[no-untyped-def]
-    """Keeps the k largest (value, -index) in order; returns how many there are now."""
-    if count == k:
-        if k == 0 or value < values[k - 1] or (value == values[k - 1] and index > indices[k - 1]):
-            return count
-        t = k - 1
-    else:
-        t = count
-        count += 1
-    while t > 0 and (values[t - 1] < value or (values[t - 1] == value and indices[t - 1] > index)):
-        values[t] = values[t - 1]
-        indices[t] = indices[t - 1]
-        t -= 1
-    values[t] = value
-    indices[t] = index
-    return count
+def plan_knn(queries: int | None, n: int, d: int, k: int, free: int | None = None) -> Plan:
+    """What `knn` takes on a GPU beside its arguments; `self_knn` where `queries` is None.
+
+    Args:
+        queries: rows sought for; n: rows sought among; d: their width; k: 1 to 64.
+        free: bytes the device has left; None for as much as is wanted.
+
+    Returns:
+        Plan. A self-join of one pass uses symmetry; passes over parts of the rows take twice the products.
+
+    Raises:
+        NotEnoughMemory: not even a pass of 256 rows fits.
+    """
+    width = -(-d // WIDTH) * WIDTH
+    rows = n if queries is None else queries
+    prepared = n if queries is None else n + queries
+    fixed = (prepared + 2 * candidates.BLOCK) * (2 * width + 60) + n * _HASH_BYTES + 24 * rows * k
+    return split("knn", rows, fixed + _finish_bytes(rows, k), _row_bytes(k), free, least_rows=candidates.BLOCK)
 
 
-@njit(cache=True, nogil=True)
-def _rescore(  # type: ignore[no-untyped-def]
-    queries, query_squares, features, squares, candidates, counts, at_most, own, indices, values, begin, end
-):
-    """Neighbours from candidates. `own`: the queries are the features, and each leads its own list."""
-    n, k = features.shape[0], indices.shape[1]
-    for i in range(begin, end):
-        lead = 0
-        if own:
-            indices[i, 0], values[i, 0] = i, 1.0
-            lead = 1
-        count = 0
-        for t in range(n if counts[i] < 0 else counts[i]):
-            j = t if counts[i] < 0 else candidates[i, t]
-            if own and j == i:
-                continue
-            if counts[i] >= 0 and count == k - lead and at_most[i, t] < values[i, k - 1]:
-                continue
-            s = cosine(queries[i], features[j], query_squares[i], squares[j])
-            count = insert(s, j, values[i, lead:], indices[i, lead:], count, k - lead)
+def _row_bytes(k: int) -> int:
+    """A row's buffer, count, limit, place and turn."""
+    return 8 * capacity_for(k) + 24
 
 
-@njit(cache=True, nogil=True)
-def _spread(near, near_values, group, members, starts, own, indices, values, begin, end):  # type: ignore[no-untyped-def]
-    """Neighbours among all rows from those among distinct rows. Row i is in group[i]; see `_distinct`."""
-    k = indices.shape[1]
-    for i in range(begin, end):
-        lead = 0
-        if own:
-            indices[i, 0], values[i, 0] = i, 1.0
-            lead = 1
-        count = 0
-        row = group[i]
-        for t in range(near.shape[1]):
-            s = near_values[row, t]
-            if count == k - lead and (count == 0 or s < values[i, k - 1]):
-                break
-            for m in range(starts[near[row, t]], starts[near[row, t] + 1]):
-                if m - starts[near[row, t]] > k:
-                    break  # members ascend: the rest would come later still
-                if not (own and members[m] == i):
-                    count = insert(s, members[m], values[i, lead:], indices[i, lead:], count, k - lead)
+def _finish_bytes(rows: int, k: int) -> int:
+    """What rescoring holds at a time."""
+    return 12 * min(rows, _RESCORED_ROWS) * capacity_for(k)
 
 
-@dataclass(frozen=True)
-class _Distinct:
-    rows: NDArray[np.int64]  # (U,), one row of every group of equal rows: the lowest
-    group: NDArray[np.int64]  # (N,), group of every row
-    members: NDArray[np.int64]  # (N,), rows by group, ascending
-    starts: NDArray[np.int64]  # (U + 1,)
-
-
-def _distinct(features: NDArray[Any]) -> _Distinct:
-    first = first_equal(features)
-    rows, group = np.unique(first, return_inverse=True)
-    sizes = np.bincount(group, minlength=len(rows))
-    return _Distinct(rows, group, np.argsort(group, kind="stable"), np.concatenate([[0], np.cumsum(sizes)]))
-
-
-def _again_in_float32(
-    candidates: Candidates, queries: NDArray[Any], query_squares: NDArray[np.float64],
-    features: NDArray[Any], squares: NDArray[np.float64], k: int, device: str,
+def _finish(
+    queries: Side, others: Side, columns: UnitRows, found: Candidates, targets: torch.Tensor, out: Best,
+    k: int, own: bool,
 ) -> None:  # fmt: skip
-    """Another try, in place, for the rows that overflowed because bfloat16 tells too little apart."""
-    rows = np.flatnonzero(candidates.counts < 0)
-    if len(rows) == 0:
-        return
-    again = queries[rows], query_squares[rows], features, squares, k
-    if device != "cpu":
-        found = cuda_candidates(*again, device, torch.float32)
-    elif product_dtype(features.shape[1]) == torch.bfloat16:
-        found = query_candidates(*again, torch.float32)
-    else:
-        return
-    candidates.counts[rows] = found.counts
-    candidates.ids[rows] = found.ids
-    candidates.at_most[rows] = found.at_most
+    """Candidates -> their rows of `out`, (R,) `targets`."""
+    visit = torch.argsort(targets)  # as the rows lie in the features: people's images lie together, if anyhow
+    for start in range(0, len(visit), _RESCORED_ROWS):
+        some = visit[start : start + _RESCORED_ROWS].int()
+        best, counts = rescore(queries, others, found, columns.ids, some, k)
+        select(best, counts, targets[some].int(), out, k)
+    lost = torch.nonzero(found.counts[: len(visit)] > found.packed.shape[1]).flatten()
+    for some in lost.split(_RESCORED_ROWS) if len(lost) else ():
+        again = exact.search(queries, others, found.rows[some], columns.ids, k, own)
+        out.ids[targets[some], :k] = again.ids
+        out.steps[targets[some], :k] = again.steps
 
 
-def _rescored(
-    queries: NDArray[Any], query_squares: NDArray[np.float64], features: NDArray[Any],
-    squares: NDArray[np.float64], candidates: Candidates, k: int, own: bool,
-) -> Neighbours:  # fmt: skip
-    out = Neighbours(np.empty((len(queries), k), np.int32), np.empty((len(queries), k), np.float64))
-    run_blocks(
-        lambda a, b: _rescore(queries, query_squares, features, squares, candidates.ids, candidates.counts,
-                              candidates.at_most, own, out.indices, out.similarities, a, b),
-        len(queries), _ROWS,
-    )  # fmt: skip
-    return out
+def _best(queries: Side, others: Side, k: int, own: bool, out: Best) -> None:
+    """The k best others of every query, into the first k columns of `out`."""
+    mean = mean_of_units(others.features, others.squares)
+    targets = shuffled(len(others.rows), others.rows.device)
+    columns = unit_rows(others.features, others.squares, others.rows[targets].int(), mean, candidates.BLOCK)
+    rows = columns
+    if not own:
+        rows = unit_rows(queries.features, queries.squares, queries.rows.int(), mean, candidates.BLOCK)
+        targets = torch.arange(len(queries.rows), device=queries.rows.device)
+    plan = split("knn", len(rows), _finish_bytes(len(rows), k), _row_bytes(k), free_bytes(columns.low.device),
+                 least_rows=candidates.BLOCK)  # fmt: skip
+    scan = Scan(rows, columns, mean, k, own)
+    for begin in range(0, len(rows), plan.rows_per_pass):
+        end = min(begin + plan.rows_per_pass, len(rows))
+        found = scan.ring() if own and plan.passes == 1 else scan(begin, end)
+        _finish(queries, others, columns, found, targets[begin:end], out, k, own)
 
 
-def _spread_all(
-    near: Neighbours, distinct: _Distinct, group: NDArray[np.int64], k: int, own: bool
-) -> Neighbours:
-    out = Neighbours(np.empty((len(group), k), np.int32), np.empty((len(group), k), np.float64))
-    run_blocks(
-        lambda a, b: _spread(near.indices, near.similarities, group, distinct.members, distinct.starts, own,
-                             out.indices, out.similarities, a, b),
-        len(group), 4096,
-    )  # fmt: skip
-    return out
+def _checked(features: torch.Tensor, k: int) -> torch.Tensor:
+    if not 1 <= k <= MOST:
+        raise ValueError(f'k: wanted 1 to {MOST} neighbours on a GPU, found {k}; use device="cpu" for more')
+    return features.detach().contiguous()
 
 
-def self_knn(
-    features: NDArray[Any], k: int, *, squares: NDArray[np.float64] | None = None, device: str = "cpu"
-) -> Neighbours:
+def _neighbours(best: Best) -> Neighbours:
+    return Neighbours(best.ids, best.steps.double() / GRID)
+
+
+def self_knn(features: torch.Tensor, k: int, *, squares: torch.Tensor | None = None) -> Neighbours:
     """The k nearest rows of every row, itself first.
 
     Args:
-        features: (N, D) float32 or float64, C-contiguous, finite, no row zero.
-        k: columns wanted, >= 1; min(k, N) are returned.
+        features: (N, D) float16, bfloat16, float32 or float64, finite, no row zero.
+        k: columns wanted, >= 1, on a GPU <= 64; min(k, N) are returned.
         squares: (N,) float64 squared lengths where the caller has them already.
-        device: where candidates are sought: "cpu", or a torch device such as "cuda" or "cuda:1". The result
-            is the same. "cpu:0" takes the way of the other devices on the CPU, to test it.
 
     Returns:
-        Neighbours of shape (N, min(k, N)).
+        Neighbours of shape (N, min(k, N)), on the device of the features.
+
+    Raises:
+        ValueError: k is more than a GPU takes.
+        NotEnoughMemory: see `plan_knn`.
     """
+    if not takes_triton(features):
+        given = None if squares is None else squares.numpy()
+        found = cpu.self_knn(as_array(features), k, squares=given)
+        return Neighbours(torch.from_numpy(found.indices), torch.from_numpy(found.similarities))
+    features, n = _checked(features, k), len(features)
     squares = squared_lengths(features) if squares is None else squares
-    distinct = _distinct(features)
-    plain = len(distinct.rows) == len(features)
-    rows = features if plain else features[distinct.rows]
-    row_squares = squares if plain else squares[distinct.rows]
+    groups = distinct(features)
+    rows = torch.arange(n, device=features.device) if groups is None else groups.rows
     width = min(k, len(rows))
-    if device == "cpu":
-        candidates = self_candidates(rows, row_squares, width)
-    else:
-        candidates = cuda_candidates(rows, row_squares, rows, row_squares, width, device)
-    _again_in_float32(candidates, rows, row_squares, rows, row_squares, width, device)
-    near = _rescored(rows, row_squares, rows, row_squares, candidates, width, True)
-    if plain:
-        return near
-    return _spread_all(near, distinct, distinct.group, min(k, len(features)), True)
+    out = Best.empty(len(rows), width, features.device)
+    out.ids[:, 0], out.steps[:, 0] = rows, int(GRID)
+    if width > 1:
+        side = Side(features, squares, rows)
+        _best(side, side, width - 1, True, out.right_of(1))
+    if groups is not None:
+        out = spread(out, groups, groups.group, min(k, n), True)
+    return _neighbours(out)
 
 
-def knn(queries: NDArray[Any], features: NDArray[Any], k: int, *, device: str = "cpu") -> Neighbours:
+def knn(queries: torch.Tensor, features: torch.Tensor, k: int) -> Neighbours:
     """The k nearest rows of `features` (N, D) to every query (Q, D): higher similarity, then lower index.
 
     Args:
-        queries: (Q, D) of the features' type, C-contiguous, finite, no row zero.
-        features: (N, D) float32 or float64, likewise.
-        k: columns wanted, >= 1; min(k, N) are returned.
-        device: as in `self_knn`.
+        queries: (Q, D) on the device of the features, finite, no row zero.
+        features: (N, D) float16, bfloat16, float32 or float64, likewise.
+        k: columns wanted, >= 1, on a GPU <= 64; min(k, N) are returned.
 
     Returns:
-        Neighbours of shape (Q, min(k, N)).
+        Neighbours of shape (Q, min(k, N)), on the device of the features.
+
+    Raises:
+        ValueError: k is more than a GPU takes.
+        NotEnoughMemory: see `plan_knn`.
     """
-    distinct = _distinct(features)
-    rows = features if len(distinct.rows) == len(features) else features[distinct.rows]
-    squares, query_squares = squared_lengths(rows), squared_lengths(queries)
-    width = min(k, len(rows))
-    if device == "cpu":
-        candidates = query_candidates(queries, query_squares, rows, squares, width)
-    else:
-        candidates = cuda_candidates(queries, query_squares, rows, squares, width, device)
-    _again_in_float32(candidates, queries, query_squares, rows, squares, width, device)
-    near = _rescored(queries, query_squares, rows, squares, candidates, width, False)
-    if rows is features:
-        return near
-    return _spread_all(near, distinct, np.arange(len(queries)), min(k, len(features)), False)
+    if not takes_triton(features):
+        x, y = as_array(queries), as_array(features)
+        found = cpu.knn(x.astype(y.dtype, copy=False), y, k)
+        return Neighbours(torch.from_numpy(found.indices), torch.from_numpy(found.similarities))
+    features, queries = _checked(features, k), _checked(queries, k)
+    groups = distinct(features)
+    rows = torch.arange(len(features), device=features.device) if groups is None else groups.rows
+    wanted = torch.arange(len(queries), device=features.device)
+    out = Best.empty(len(queries), min(k, len(rows)), features.device)
+    others = Side(features, squared_lengths(features), rows)
+    _best(Side(queries, squared_lengths(queries), wanted), others, out.ids.shape[1], False, out)
+    if groups is not None:
+        out = spread(out, groups, wanted, min(k, len(features)), False)
+    return _neighbours(out)

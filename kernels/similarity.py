@@ -1,126 +1,61 @@
-"""Cosine similarity of feature rows, defined so that ties are exact.
+"""Cosine similarity of feature rows, defined so that ties are exact and every device agrees.
 
     s(i, j) = round_g( <x_i, x_j> / sqrt(|x_i|^2 |x_j|^2) )          products and sums in float64
 
-round_g rounds to the nearest multiple of 2^-44 (5.7e-14). Two ends are served by it:
+round_g rounds to the nearest multiple of 2^-44 (5.7e-14), ties to even. Two ends are served by it:
 
 - float64 sums of one product in another order differ by about sqrt(D) 1e-16, which would order neighbours
   that are tied by construction (parallel rows, lattices, D = 1) by noise; on the grid they tie.
-- rows whose bits are equal are the same row: `first_equal` finds them, and they get the very same values.
+- s 2^44 is an integer of 46 bits: a sort key with room for a position.
 
 Dividing by sqrt(|x_i|^2 |x_j|^2) instead of normalising first keeps s(i, i) = 1 exactly, needs no second
 copy of the features, and products of float32 features are exact in float64.
 
-Shapes: features (N, D) float32 or float64; squares (N,) float64.
+Shapes: features (N, D) of any floating type; squares (N,) float64.
 Error: |s - exact| <= 2^-45 + D 2^-53.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import torch
+import triton
+import triton.language as tl
 
-import numpy as np
-from numba import njit
-from numpy.typing import NDArray
-
-from dmx.kernels.blocks import run_blocks
+from dmx.kernels.cpu import similarity as cpu
+from dmx.kernels.device import as_array, takes_triton
 
 GRID = 2.0**44
-_ROWS = 4096
+_CHUNK = 2**25  # float64 elements held at a time
 
 
-def similarity_reference(queries: NDArray[Any], database: NDArray[Any]) -> NDArray[np.float64]:
-    """All similarities, (Q, D) and (M, D) -> (Q, M), as the formula says."""
-    q, x = queries.astype(np.float64), database.astype(np.float64)
-    scale = np.sqrt(np.outer((q * q).sum(1), (x * x).sum(1)))
-    return np.asarray(np.rint((q @ x.T) / scale * GRID) / GRID)
+def similarity_reference(queries: torch.Tensor, database: torch.Tensor) -> torch.Tensor:
+    """All similarities, (Q, D) and (M, D) -> (Q, M) float64, as the formula says."""
+    q, x = queries.double(), database.double()
+    scale = torch.outer((q * q).sum(1), (x * x).sum(1)).sqrt()
+    return torch.round((q @ x.T) / scale * GRID) / GRID
 
 
-# Reordering a sum is what lets it be vectorised; the grid absorbs the order.
-@njit(cache=True, nogil=True, fastmath={"reassoc"})
-def dot(x, y):  # type: ignore[no-untyped-def]
-    """<x, y> in float64."""
-    total = 0.0
-    for c in range(x.shape[0]):
-        total += np.float64(x[c]) * np.float64(y[c])
-    return total
+@triton.jit
+def on_grid(product, square_x, square_y):  # type: ignore[no-untyped-def]
+    """s 2^44 as int64, from float64 inner products and squared lengths."""
+    scaled = product / tl.sqrt(square_x * square_y) * 17592186044416.0  # 2^44
+    # Beyond 2^52 float64 holds integers alone, so adding and taking off 1.5 2^52 rounds to nearest even.
+    return ((scaled + 6755399441055744.0) - 6755399441055744.0).to(tl.int64)
 
 
-@njit(cache=True, nogil=True)
-def cosine(x, y, square_x, square_y):  # type: ignore[no-untyped-def]
-    """s(x, y) from two rows and their squared lengths."""
-    return np.rint(dot(x, y) / np.sqrt(square_x * square_y) * GRID) / GRID
+@triton.jit
+def from_grid(steps):  # type: ignore[no-untyped-def]
+    """s from s 2^44."""
+    return steps.to(tl.float64) * 5.684341886080802e-14  # 2^-44
 
 
-@njit(cache=True, nogil=True)
-def _squares(features, out, begin, end):  # type: ignore[no-untyped-def]
-    for i in range(begin, end):
-        out[i] = dot(features[i], features[i])
-
-
-@njit(cache=True, nogil=True)
-def _hashes(words, out, begin, end):  # type: ignore[no-untyped-def]
-    # FNV-1a over 32-bit words, in four lanes so that the multiplications overlap.
-    width = words.shape[1]
-    for i in range(begin, end):
-        a = np.uint64(14695981039346656037)
-        b, c, d = a + np.uint64(1), a + np.uint64(2), a + np.uint64(3)
-        prime = np.uint64(1099511628211)
-        whole = width - width % 4
-        for w in range(0, whole, 4):
-            a = (a ^ np.uint64(words[i, w])) * prime
-            b = (b ^ np.uint64(words[i, w + 1])) * prime
-            c = (c ^ np.uint64(words[i, w + 2])) * prime
-            d = (d ^ np.uint64(words[i, w + 3])) * prime
-        for w in range(whole, width):
-            a = (a ^ np.uint64(words[i, w])) * prime
-        out[i] = (((a * prime ^ b) * prime ^ c) * prime ^ d) * prime
-
-
-@njit(cache=True, nogil=True)
-def _first_equal(words, hashes, order, out):  # type: ignore[no-untyped-def]
-    # `order` sorts by hash, equal hashes by row: the first of equal rows is met first.
-    n = order.shape[0]
-    start = 0
-    for t in range(n):
-        i = order[t]
-        if hashes[i] != hashes[order[start]]:
-            start = t
-        out[i] = i
-        for u in range(start, t):
-            j = order[u]
-            if out[j] != j:
-                continue
-            same = True
-            for w in range(words.shape[1]):
-                if words[i, w] != words[j, w]:
-                    same = False
-                    break
-            if same:
-                out[i] = j
-                break
-
-
-def squared_lengths(features: NDArray[Any]) -> NDArray[np.float64]:
+def squared_lengths(features: torch.Tensor) -> torch.Tensor:
     """|x_i|^2 of every row, (N, D) -> (N,) float64. Not finite where the row is not."""
-    out = np.empty(len(features), np.float64)
-    run_blocks(lambda a, b: _squares(features, out, a, b), len(features), _ROWS)
-    return out
-
-
-def first_equal(features: NDArray[Any]) -> NDArray[np.int64]:
-    """For every row the lowest row whose bits are the same, (N, D) -> (N,) int64.
-
-    Args:
-        features: (N, D) float32 or float64, C-contiguous.
-
-    Returns:
-        `first` with first[i] <= i and features[first[i]] equal to features[i] bit by bit.
-    """
-    words = features.view(np.uint32)
-    hashes = np.empty(len(features), np.uint64)
-    run_blocks(lambda a, b: _hashes(words, hashes, a, b), len(features), _ROWS)
-    order = np.argsort(hashes, kind="stable")
-    out = np.empty(len(features), np.int64)
-    _first_equal(words, hashes, order, out)
+    if not takes_triton(features):
+        return torch.from_numpy(cpu.squared_lengths(as_array(features)))
+    out = torch.empty(len(features), dtype=torch.float64, device=features.device)
+    step = max(1, _CHUNK // features.shape[1])
+    for begin in range(0, len(features), step):
+        rows = features[begin : begin + step].double()
+        out[begin : begin + step] = (rows * rows).sum(1)
     return out

@@ -1,8 +1,69 @@
-"""Opt-in tests and what every test shares."""
+"""Opt-in tests, what every test shares, and Triton's interpreter.
+
+Triton decides between interpreter and compiler when a kernel is defined. Without TRITON_INTERPRET in the
+environment this process interprets, so that every kernel is tested in every run; tests that compile or use a
+GPU do so in processes of their own, with TRITON_INTERPRET=0.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
 import pytest
+
+
+def mend_interpreter() -> None:
+    """Two things Triton's interpreter (3.6 to 3.9) gets wrong for our kernels.
+
+    It multiplies bfloat16 numbers by their bits, and it patches the whole language anew for every call of a
+    device function, `tl.sum` among them, which takes 4 ms each.
+    """
+    from triton.runtime import interpreter
+
+    multiply, patch = interpreter.InterpreterBuilder.create_dot, interpreter._patch_lang
+    patched: dict[int, Any] = {}
+
+    def widened(handle: Any) -> Any:
+        if handle.dtype != interpreter.tl.bfloat16:
+            return handle
+        bits = handle.data.astype(np.uint32) << 16
+        return interpreter.TensorHandle(bits.view(np.float32), interpreter.tl.float32)
+
+    def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return multiply(self, widened(a), widened(b), *rest)
+
+    class Scope:
+        def restore(self) -> None:
+            while patched:
+                patched.popitem()[1].restore()
+
+    def patch_once(function: Any) -> Scope:
+        key = id(function.__globals__)
+        if key not in patched:
+            patched[key] = patch(function)
+        return Scope()
+
+    interpreter.InterpreterBuilder.create_dot = create_dot
+    interpreter._patch_lang = patch_once
+
+
+if os.environ.setdefault("TRITON_INTERPRET", "1") == "1":
+    import triton.experimental.gluon
+    import triton.language  # noqa: F401 - both define kernels of their own now, as interpreted ones
+
+    import dmx.kernels.dbscan
+    import dmx.kernels.jaccard
+    import dmx.kernels.k_reciprocal
+    import dmx.kernels.knn  # noqa: F401 - and so do ours
+
+    mend_interpreter()
+    del os.environ["TRITON_INTERPRET"]  # processes that tests start compile as usual
+    INTERPRETED = True
+else:
+    INTERPRETED = False
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -19,3 +80,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(no_gpu)
         if "slow" in item.keywords and not config.getoption("--run-slow"):
             item.add_marker(not_asked)
+
+
+@pytest.fixture
+def triton_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Where tensors take the Triton kernels: the CPU by interpretation, or the GPU.
+
+    The interpreter's time goes by operations, whatever their size, so it gets large steps.
+    """
+    import torch
+
+    from dmx.kernels import candidates, rescore
+    from dmx.kernels.device import interpreted
+
+    if INTERPRETED:
+        monkeypatch.setattr(candidates, "_CHUNK", 256)
+        monkeypatch.setattr(rescore, "_CHUNK", 256)
+        monkeypatch.setattr(rescore, "_RESCORED", 64)
+        with interpreted():
+            yield torch.device("cpu")
+    else:
+        yield torch.device("cuda")

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import DBSCAN
 
-from dmx.kernels.dbscan import dbscan, dbscan_reference
-from dmx.kernels.jaccard import jaccard_pairs, jaccard_reference
-from dmx.kernels.k_reciprocal import SparseRows, half_columns, k_reciprocal, k_reciprocal_reference
-from dmx.kernels.knn import self_knn
-from dmx.kernels.similarity import squared_lengths
+from dmx.kernels.cpu.dbscan import dbscan
+from dmx.kernels.cpu.jaccard import jaccard_pairs
+from dmx.kernels.cpu.k_reciprocal import SparseRows, half_columns, k_reciprocal
+from dmx.kernels.cpu.knn import self_knn
+from dmx.kernels.cpu.similarity import squared_lengths
+from dmx.kernels.dbscan import dbscan_reference
+from dmx.kernels.jaccard import jaccard_reference
+from dmx.kernels.k_reciprocal import k_reciprocal_reference
 
 
 def dense(rows: SparseRows) -> np.ndarray:
@@ -49,7 +53,9 @@ def test_encoding_equals_the_reference(n: int, k1: int, k2: int) -> None:
     x = people(n, 24, n + k1)
     near = self_knn(x, k1)
     v = k_reciprocal(x, squared_lengths(x), near, k1, k2)
-    want = k_reciprocal_reference(x, near.indices, k1, min(k1, k2))
+    want = k_reciprocal_reference(
+        torch.from_numpy(x), torch.from_numpy(near.indices), k1, min(k1, k2)
+    ).numpy()
     np.testing.assert_array_equal(np.diff(v.starts), (want > 0).sum(1))
     np.testing.assert_allclose(dense(v), want, rtol=1e-12, atol=0)  # 3 k1 additions of 2^-53 and a 2^-45 grid
     np.testing.assert_allclose(np.add.reduceat(v.values, v.starts[:-1]), 1, rtol=1e-13)
@@ -64,7 +70,7 @@ def test_pairs_equal_the_reference(n: int, max_distance: float) -> None:
     v[:, : 1 + n // 100] += 0.05
     v[n // 2 :: 5] = v[: len(v[n // 2 :: 5])]
     v /= v.sum(1, keepdims=True)
-    want = jaccard_reference(v)
+    want = jaccard_reference(torch.from_numpy(v)).numpy()
     found = jaccard_pairs(sparse_rows(v), max_distance)
     wanted = np.triu((want <= max_distance) & (want < 1), 1)
     np.testing.assert_array_equal(np.diff(found.starts), wanted.sum(1))
@@ -98,4 +104,4 @@ def test_dbscan_numbers_as_scikit_learn(seed: int, n: int, min_samples: int) -> 
     for eps, labels in zip(radii, dbscan(pairs, radii, min_samples), strict=True):
         want = DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed").fit(d).labels_
         np.testing.assert_array_equal(labels, want)
-        np.testing.assert_array_equal(dbscan_reference(d, eps, min_samples), want)
+        np.testing.assert_array_equal(dbscan_reference(torch.from_numpy(d), eps, min_samples), want)

@@ -6,15 +6,26 @@ import numpy as np
 import pytest
 import torch
 
-import dmx.kernels.candidates
-import dmx.kernels.knn
-from dmx.kernels.candidates import _bound, _mean, _prepare, _product, cuda_candidates, self_candidates
-from dmx.kernels.knn import knn, self_knn, self_knn_reference
-from dmx.kernels.similarity import cosine, first_equal, similarity_reference, squared_lengths
+import dmx.kernels.cpu.candidates
+import dmx.kernels.cpu.knn
+from dmx.kernels.cpu.candidates import _bound, _mean, _prepare, _product, self_candidates
+from dmx.kernels.cpu.knn import Neighbours, knn, self_knn
+from dmx.kernels.cpu.similarity import cosine, first_equal, squared_lengths
+from dmx.kernels.knn import self_knn_reference as reference
+from dmx.kernels.similarity import similarity_reference as similarities
 
 
 def rows(n: int, d: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((n, d)).astype(np.float32)
+
+
+def self_knn_reference(x: np.ndarray, k: int) -> Neighbours:
+    found = reference(torch.from_numpy(x), k)
+    return Neighbours(found.indices.numpy(), found.similarities.numpy())
+
+
+def similarity_reference(queries: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return similarities(torch.from_numpy(queries), torch.from_numpy(x)).numpy()
 
 
 @pytest.mark.parametrize(
@@ -70,7 +81,7 @@ def test_products_round_by_half_a_step(dtype: torch.dtype) -> None:
     x[:, 1] = 0  # no sums: one rounding a product
     computed, exact = _product(x, x).astype(np.float64), (x.double() @ x.double().T).numpy()
     seen = (np.abs(computed - exact) / np.abs(computed)).max()
-    rounding = dmx.kernels.candidates._rounding(dtype)
+    rounding = dmx.kernels.cpu.candidates._rounding(dtype)
     assert rounding / 2 < seen <= rounding == torch.finfo(dtype).eps / 2
 
 
@@ -106,7 +117,7 @@ def hidden_neighbour(d: int = 128) -> np.ndarray:
 
 @pytest.mark.parametrize("k", [2, 10, 30])
 def test_a_neighbour_that_bfloat16_hides_is_found(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (dmx.kernels.candidates, dmx.kernels.knn):  # also where the processor has no bfloat16
+    for module in (dmx.kernels.cpu.candidates, dmx.kernels.knn):  # also where the processor has no bfloat16
         monkeypatch.setattr(module, "product_dtype", lambda width: torch.bfloat16)
     x = hidden_neighbour()
     want = self_knn_reference(x, k).indices
@@ -115,32 +126,32 @@ def test_a_neighbour_that_bfloat16_hides_is_found(k: int, monkeypatch: pytest.Mo
     np.testing.assert_array_equal(self_knn(x, k).indices, want)
 
 
-@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
 @pytest.mark.parametrize("spread", [1e-5, 1e-6, 1e-7])
 @pytest.mark.parametrize("d", [3, 40, 200])
-def test_ties_on_the_grid_are_kept(d: int, spread: float, device: str) -> None:
+def test_ties_on_the_grid_are_kept(d: int, spread: float) -> None:
     """Rows this close tie in the similarity's 2^-44 steps, and the candidates must not part them."""
     x = (1 + spread * rows(600, d)).astype(np.float32)
     squares, first = squared_lengths(x), first_equal(x)
     s = np.array([[cosine(x[i], x[j], squares[i], squares[j]) for j in first] for i in first])
     np.fill_diagonal(s, 2)  # every row leads its own list
     want = np.argsort(-s, axis=1, kind="stable")[:, :10]
-    np.testing.assert_array_equal(self_knn(x, 10, device=device).indices, want)
+    np.testing.assert_array_equal(self_knn(x, 10).indices, want)
 
 
-def test_rows_that_overflow_are_tried_again_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_overflow_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Near copies that bfloat16 factors cannot tell apart: none is left to compare with everybody."""
+    for module in (dmx.kernels.cpu.candidates, dmx.kernels.cpu.knn):  # also where there is no bfloat16
+        monkeypatch.setattr(module, "product_dtype", lambda width: torch.bfloat16)
     x = np.concatenate([rows(1, 200) + np.float32(0.03) * rows(600, 200, 1), rows(60, 200, 2)])
-    squares = squared_lengths(x)
-    assert (cuda_candidates(x, squares, x, squares, 10, "cpu").counts < 0).any()
+    assert (self_candidates(x, squared_lengths(x), 10).counts < 0).any()
     held = []
-    rescored = dmx.kernels.knn._rescored
+    rescored = dmx.kernels.cpu.knn._rescored
     monkeypatch.setattr(
-        dmx.kernels.knn, "_rescored", lambda *given: (held.append(given[4].counts), rescored(*given))[1]
+        dmx.kernels.cpu.knn, "_rescored", lambda *given: (held.append(given[4].counts), rescored(*given))[1]
     )
     want = self_knn_reference(x, 10).indices
-    np.testing.assert_array_equal(self_knn(x, 10, device="cpu:0").indices, want)
-    np.testing.assert_array_equal(knn(x, x, 10, device="cpu:0").indices, want)
+    np.testing.assert_array_equal(self_knn(x, 10).indices, want)
+    np.testing.assert_array_equal(knn(x, x, 10).indices, want)
     assert all((counts > 0).all() for counts in held)
     assert len(held) == 2
 
@@ -166,21 +177,6 @@ def test_candidates_hold_all_neighbours_and_few_others() -> None:
         held = slice(0, found.counts[i])
         assert (s[i, found.ids[i, held]] <= found.at_most[i, held]).all()
         assert set(found.ids[i, :30]) & set(want[i])  # the likeliest lead
-
-
-@pytest.mark.parametrize(("n", "d"), [(100, 40), (1500, 300), (1500, 3)])
-def test_candidates_of_a_torch_device_hold_all_neighbours(n: int, d: int) -> None:
-    """The CUDA way, on the device at hand."""
-    x = rows(n, d)
-    squares = squared_lengths(x)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    found = cuda_candidates(x, squares, x, squares, 30, device)
-    want, s = self_knn_reference(x, 30).indices, similarity_reference(x, x)
-    assert (found.counts > 0).any()
-    for i in np.flatnonzero(found.counts > 0):
-        held = slice(0, found.counts[i])
-        assert set(want[i]) <= set(found.ids[i, held])
-        assert (s[i, found.ids[i, held]] <= found.at_most[i, held]).all()
 
 
 def test_equal_rows_are_found() -> None:
