@@ -191,11 +191,11 @@ def run_dmx(x: np.ndarray, clock: Clock) -> dict[str, np.ndarray]:
     from dmx.kernels.knn import self_knn
 
     radii = as_radii(EPS, GAP)
-    rows, squares = clock("neighbours", as_features, x)
+    rows, squares = clock("neighbours", as_features, x, "cpu")
     near = clock("neighbours", lambda: self_knn(rows, K1, squares=squares))
     v = clock("encode", k_reciprocal, rows, squares, near, K1, K2)
     pairs = clock("jaccard", jaccard_pairs, v, radii[2])
-    tight, base, loose = clock("dbscan", dbscan, pairs, radii, MIN_SAMPLES)
+    tight, base, loose = clock("dbscan", dbscan, pairs, radii, MIN_SAMPLES).numpy()
     found = clock("reliability", reliable, tight, base, loose, MIN_SIZE, None)
     return {"labels": found.labels, "tight": tight, "base": base, "loose": loose}
 

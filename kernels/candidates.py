@@ -1,10 +1,10 @@
-"""Candidates for nearest neighbours: a bfloat16 product fused with a filter that provably misses nobody.
+"""Candidates for nearest neighbours: a half-precision product fused with a filter that provably misses nobody.
 
 For a fixed row i, ordering j by similarity is ordering by (see `unit_rows.py`)
 
     key(i, j) = <u_i, u_j> + a_j
 
-The product is taken on the tensor cores, from factors rounded to bfloat16. A computed key c is off from
+The product is taken on the tensor cores, from factors rounded to float16. A computed key c is off from
 s(i, j) less what depends on i alone, s as `similarity.py` defines it, by at most E_i(c) = base_i + r |c|,
 
     base_i = e_i (max_j |u_j| + max_j e_j) + |u_i| max_j e_j     rounding of the factors, e as measured
@@ -27,7 +27,7 @@ against the limits of its row and of its column. A round is a band of the ring, 
 equally many columns. The first band of two blocks is tested one side after the other, since it would
 triple what was seen.
 
-Shapes: rows (P, W) bfloat16; buffers (P, capacity) int64, counts (P,) int32.
+Shapes: rows (P, W) float16; buffers (P, capacity) int64, counts (P,) int32.
 Memory: 8 capacity + 12 bytes a row. Time: 2 P Q W operations on the tensor cores, half for a self-join.
 Source: the error of tensor cores, Fasi, Higham, Mikaitis, Pranesh, "Numerical behavior of NVIDIA tensor
 cores", PeerJ Computer Science 2021.
@@ -46,7 +46,7 @@ from dmx.kernels.unit_rows import UnitRows
 
 BLOCK = 256  # rows of a ring block; tiles divide it
 _GRID = 2**30  # most programs of a launch: their numbers fit into int32
-_CHUNK = 16  # keys that all of a row are compared with at a time: 32 comparisons a thread
+_CHUNK = 8  # keys that all of a row are compared with at a time: 16 comparisons a thread
 _LOWEST = -3.0e38  # a limit that every key reaches, but not the -inf of padding
 ROUNDING = 2.0**-24  # r
 
@@ -357,5 +357,5 @@ class Scan:
         with on(self.buffers):
             _tighten[(self.real,)](
                 self.buffers, self.counts, self.limits, self.pass_base, ROUNDING,
-                K=self.k, CAPACITY=self.capacity, CHUNK=_CHUNK, num_warps=4,
+                K=self.k, CAPACITY=self.capacity, CHUNK=_CHUNK, num_warps=self.capacity // 64,
             )  # fmt: skip

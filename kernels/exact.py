@@ -51,13 +51,17 @@ def _scan_exact(  # type: ignore[no-untyped-def]
     hit = hit & (row < count)[:, None] & (column < end)[None, :]
     if OWN:
         hit = hit & (i[:, None] != j[None, :])
-    if tl.max(tl.max(hit.to(tl.int32), 1), 0) > 0:
-        owner = tl.broadcast_to(row[:, None], [TILE, TILE])
-        slot = tl.atomic_add(counts + owner, 1, mask=hit, sem="relaxed")
-        place = owner.to(tl.int64) * CAPACITY + slot
-        fits = hit & (slot < CAPACITY)
-        tl.store(ids + place, tl.broadcast_to(j.to(tl.int32)[None, :], [TILE, TILE]), mask=fits)
-        tl.store(steps + place, s, mask=fits)
+    # One newcomer a row and turn, as in `candidates.py`.
+    at = tl.min(tl.where(hit, column[None, :], 0x7FFFFFFF), 1)
+    while tl.min(at, 0) < 0x7FFFFFFF:
+        active = at < 0x7FFFFFFF
+        found = tl.sum(tl.where(column[None, :] == at[:, None], s, 0), 1)
+        slot = tl.atomic_add(counts + row, 1, mask=active, sem="relaxed")
+        place = row.to(tl.int64) * CAPACITY + slot
+        fits = active & (slot < CAPACITY)
+        tl.store(ids + place, tl.load(columns + at, mask=active, other=0), mask=fits)
+        tl.store(steps + place, found, mask=fits)
+        at = tl.min(tl.where(hit & (column[None, :] > at[:, None]), column[None, :], 0x7FFFFFFF), 1)
 
 
 def search(queries: Side, others: Side, rows: torch.Tensor, columns: torch.Tensor, k: int, own: bool) -> Best:

@@ -118,8 +118,7 @@ def _add_heads(  # type: ignore[no-untyped-def]
 def _claim(  # type: ignore[no-untyped-def]
     claims, slots, j, asked, HEADS: tl.constexpr, WIDTH: tl.constexpr, PROBES: tl.constexpr
 ):
-    """Enters rows in a hash table: which lanes entered theirs, and for which there was no room in PROBES
-    slots.
+    """Enters rows in a hash table: which lanes entered theirs, and which found PROBES slots taken by others.
 
     Slots are only ever filled, so all lanes with the same row come to the same end: one of them enters it and
     the others find it, or none finds room. There is no masked exchange: lanes that are done ask a cell of
@@ -209,8 +208,8 @@ def _candidates(  # type: ignore[no-untyped-def]
                    own, head, size, buckets, HEADS, WIDTH)  # fmt: skip
         tl.debug_barrier()
         count = _pick(starts, ranks, weights, head_starts, list_starts, list_rows, after, table, counter,
-                      keys, i, own, head, size, buckets, slots, enough, room, steps, HEADS, WIDTH, PROBES)  #
-                      fmt: skip
+                      keys, i, own, head, size, buckets, slots, enough, room, steps,
+                      HEADS, WIDTH, PROBES)  # fmt: skip
         tl.store(counts + i - first, count)
         tl.debug_barrier()
 

@@ -17,10 +17,11 @@ to 31 seen), at most k2 times as many after (39 to 134 seen at k2 = 6).
 Method: reciprocity as two bitmasks a row; candidates compacted, then compared with one another; known
 similarities looked up, the few others computed; rows ordered by counting smaller columns; expansion by binary
 search of every column in the k2 rows that are averaged. No atomics: results do not depend on the schedule.
-Error: a few units of 2^-53 relative to the formula, from the order of sums.
+Error: a few units of 2^-53 relative to the formula, from the order of sums; 2^-43 where that takes a computed
+s to the next step of its grid.
 Memory: V before and after expansion, 16 bytes a row of masks, and scratch of at most 2^18 rows at a time.
-Time: O(N K (K + h)) compares and O(N k2^2 K log K) look-ups, both bound by gathers of rows; 8 D bytes for
-every member that is not a neighbour (float32).
+Time: O(N K^2 h) compares and O(N k2^2 K log K) look-ups, all in rows just gathered; 8 D bytes of float32
+features for every member that is not a neighbour.
 Source: Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017, eq. 3 to 7;
 columns and the half list as every published pseudo-label generator takes them (self counts).
 """
@@ -46,7 +47,7 @@ _MOST_ROWS = 2**18  # a pass: 60 waves of one-warp programs on an H100; more wou
 _LEAST_ROWS = 16  # passes are multiples of it, so that what they begin with is aligned and nothing recompiles
 
 # One program a row, waiting for gathers: what hides them is rows in flight, so tiles get warps enough for 8
-# values a thread, where the compiler needs 24 to 48 registers and an SM is filled to the last warp.
+# values a thread. That takes 24 to 48 registers, and an SM holds 40 to 64 warps.
 _TILE_PER_WARP = 256
 # Four loads of 128 bits in flight a thread at float32, 64 KiB an SM: more than its share of the memory's
 # latency times bandwidth.
@@ -279,9 +280,9 @@ def _widths(columns: int, k1: int) -> tuple[int, int, int]:
 def plan_k_reciprocal(n: int, k1: int, k2: int, free_bytes: int | None = None) -> Plan:
     """What `k_reciprocal` takes beside its arguments.
 
-    How many entries V has shows only while it is built. This counts with a little more than was ever seen on
-    features of people, 5/4 K a row before expansion and K (1 + 7/10 (k2 - 1)) after it; the call plans once
-    more with the exact number before it takes memory for the expanded rows.
+    How many entries V has shows only while it is built. This counts with about the most that was seen, 5/4 K
+    a row before expansion and K (1 + 7/10 (k2 - 1)) after it; the call plans once more with the exact number
+    before it takes memory for the expanded rows.
 
     Args:
         n: rows.

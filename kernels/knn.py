@@ -5,7 +5,7 @@
 A self-join puts row i first, then the k - 1 others: higher similarity, then lower index.
 N < k gives N columns.
 
-Method, on a GPU: equal rows are joined (`distinct.py`); a bfloat16 product fused with a filter leaves a short
+Method, on a GPU: equal rows are joined (`distinct.py`); a half-precision product fused with a filter leaves a short
 list that provably holds all neighbours (`candidates.py`); the list is rescored in float64, and rows whose
 list did not fit are compared with everybody in float64 (`exact.py`). On the CPU `cpu/knn.py` has the same
 results.

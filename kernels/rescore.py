@@ -25,7 +25,7 @@ from dmx.kernels.device import on
 from dmx.kernels.similarity import from_grid, on_grid
 
 _RESCORED = 16  # candidates a program multiplies at a time: 16 accumulators a thread
-_CHUNK = 16  # candidates that all of a row are compared with at a time
+_CHUNK = 8  # candidates that all of a row are compared with at a time
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def select(found: Best, counts: torch.Tensor, targets: torch.Tensor, out: Best, 
     with on(found.ids):
         _select[(rows,)](
             found.ids, found.steps, counts, targets, out.ids, out.steps, out.ids.stride(0),
-            K=k, CAPACITY=capacity, CHUNK=_CHUNK, num_warps=4,
+            K=k, CAPACITY=capacity, CHUNK=_CHUNK, num_warps=capacity // 64,
         )  # fmt: skip
 
 

@@ -1,12 +1,14 @@
-"""Feature rows made unit, centred, shuffled and rounded to bfloat16, with what rounding cost.
+"""Feature rows made unit, centred, shuffled and rounded to float16, with what rounding cost.
 
     u_j = x_j / |x_j| - m            m: mean of the unit rows
     a_j = <m, x_j / |x_j|> - mean_j(a)
 
 Real features share a large mean, which would only eat precision: for a fixed i, ordering j by similarity is
-ordering by <u_i, u_j> + a_j. Rows are shuffled so that any stretch of them is a random sample of all.
+ordering by <u_i, u_j> + a_j. float16 holds unit rows eight times as finely as bfloat16, at the same rate on
+tensor cores; what is below its range is an error like any other. Rows are shuffled so that any stretch of
+them is a random sample of all.
 
-Shapes: features (N, D) of any floating type, squares (N,) float64, ids (M,) int64; low (P, W) bfloat16, P and
+Shapes: features (N, D) of any floating type, squares (N,) float64, ids (M,) int64; low (P, W) float16, P and
 W the next multiples of the block sizes, padded with zeros.
 Error: measured a row, e_j = |u_j - low_j| in float64. Memory: 2 P W bytes and 24 P.
 Time: one pass over the features for the mean and one for the rows.
@@ -89,7 +91,7 @@ def _round_rows(  # type: ignore[no-untyped-def]
         m = tl.load(mean + c, mask=real, other=0.0).to(tl.float64)
         unit = tl.load(features + row * D + c, mask=real, other=0.0).to(tl.float64) * scale
         u = unit - m
-        rounded = u.to(tl.float32).to(tl.bfloat16)
+        rounded = u.to(tl.float32).to(tl.float16)
         tl.store(low + position * W + c, rounded, mask=c < W)
         difference = u - rounded.to(tl.float64)
         along += unit * m
@@ -113,7 +115,7 @@ def unit_rows(
     """
     count, D = len(ids), features.shape[1]
     P, W = -(-count // block) * block, -(-D // WIDTH) * WIDTH
-    low = torch.empty((P, W), dtype=torch.bfloat16, device=features.device)
+    low = torch.empty((P, W), dtype=torch.float16, device=features.device)
     along, error, length = torch.empty((3, count), dtype=torch.float64, device=features.device)
     with on(features):
         _round_rows[(P,)](

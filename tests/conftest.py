@@ -16,14 +16,16 @@ import pytest
 
 
 def mend_interpreter() -> None:
-    """Two things Triton's interpreter (3.6 to 3.9) gets wrong for our kernels.
+    """What Triton's interpreter (3.6 to 3.9) gets wrong for our kernels.
 
-    It multiplies bfloat16 numbers by their bits, and it patches the whole language anew for every call of a
-    device function, `tl.sum` among them, which takes 4 ms each.
+    It multiplies bfloat16 numbers by their bits; it patches the whole language anew for every call of a device
+    function, `tl.sum` among them, which takes 4 ms each; and 3.6 makes no range() of numbers since NumPy 2.5
+    turns no array into an int.
     """
     from triton.runtime import interpreter
 
     multiply, patch = interpreter.InterpreterBuilder.create_dot, interpreter._patch_lang
+    patch_tensor = interpreter._patch_lang_tensor
     patched: dict[int, Any] = {}
 
     def widened(handle: Any) -> Any:
@@ -34,6 +36,10 @@ def mend_interpreter() -> None:
 
     def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
         return multiply(self, widened(a), widened(b), *rest)
+
+    def patch_tensor_index(tensor: Any, scope: Any) -> None:
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
 
     class Scope:
         def restore(self) -> None:
@@ -48,6 +54,7 @@ def mend_interpreter() -> None:
 
     interpreter.InterpreterBuilder.create_dot = create_dot
     interpreter._patch_lang = patch_once
+    interpreter._patch_lang_tensor = patch_tensor_index
 
 
 if os.environ.setdefault("TRITON_INTERPRET", "1") == "1":

@@ -199,8 +199,9 @@ def _measure(
     )
     try:
         return evaluate(
-            query, gallery, ap=args.ap, rerank=args.rerank, k1=args.k1, k2=args.k2, lambda_=args.lambda_
-        )
+            query, gallery, ap=args.ap, rerank=args.rerank, k1=args.k1, k2=args.k2, lambda_=args.lambda_,
+            device=str(next(model.parameters()).device),
+        )  # fmt: skip
     except DmxError as error:
         raise DmxError(f"{dataset.path}: {error}") from error
 

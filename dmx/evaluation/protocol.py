@@ -37,6 +37,7 @@ def evaluate(
     k2: int = 6,
     lambda_: float = 0.3,
     block_bytes: int = BLOCK_BYTES,
+    device: str = "cpu",
 ) -> Metrics:
     """Rank the gallery for each query by Euclidean distance and measure how well it comes out.
 
@@ -50,6 +51,7 @@ def evaluate(
             sets' own code, which interpolates.
         rerank: k-reciprocal re-ranking with k1, k2 and lambda_ (see `reranked_blocks`).
         block_bytes: bytes of distances held at a time.
+        device: where re-ranking seeks neighbours, "cpu" or as torch names it; the result is the same.
 
     Returns:
         Metrics, as fractions.
@@ -67,7 +69,7 @@ def evaluate(
     gallery = gallery.known()
     require_answers(query, gallery)
     if rerank:
-        blocks = reranked_blocks(query.features, gallery.features, k1, k2, lambda_, block_bytes)
+        blocks = reranked_blocks(query.features, gallery.features, k1, k2, lambda_, block_bytes, device)
     else:
         blocks = distance_blocks(query.features, gallery.features, block_bytes)
     ranks: list[NDArray[np.int64]] = []

@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from numba import njit, prange
 from numpy.typing import NDArray
 from scipy.sparse import csc_array, csr_array
 
 from dmx.errors import DmxError
 from dmx.evaluation.distances import Block, distance_blocks, rows_per_block, squared_distances, squared_norms
+from dmx.kernels.knn import MOST, knn, self_knn
+
+UNIT = 1e-5  # how far a squared norm may be from 1, for distances to be ordered as cosines are
 
 Features = NDArray[np.float32]
 
@@ -33,7 +37,13 @@ def check_parameters(k1: int, k2: int, lambda_: float) -> None:
 
 
 def reranked_blocks(
-    query: Features, gallery: Features, k1: int, k2: int, lambda_: float, block_bytes: int
+    query: Features,
+    gallery: Features,
+    k1: int,
+    k2: int,
+    lambda_: float,
+    block_bytes: int,
+    device: str = "cpu",
 ) -> Iterator[Block]:
     """Yield blocks of re-ranked distances of queries to the gallery.
 
@@ -52,6 +62,7 @@ def reranked_blocks(
         k1, k2: neighbourhood sizes of encoding and of query expansion, at least 1.
         lambda_: share of the original distance, in [0, 1].
         block_bytes: bytes of distances held at a time.
+        device: where the neighbours of unit features are sought, as torch names it.
 
     Yields:
         (first query, distances (B, G) float32), as `distance_blocks`.
@@ -63,7 +74,7 @@ def reranked_blocks(
     2017, and its published code, for Euclidean distances.
     """
     check_parameters(k1, k2, lambda_)
-    neighbours, farthest = _neighbours(query, gallery, max(k1 + 1, k2), block_bytes)
+    neighbours, farthest = _neighbours(query, gallery, max(k1 + 1, k2), block_bytes, device)
     V = _expand_queries(_encode(query, gallery, neighbours, farthest, k1), neighbours[:, :k2])
     encoded_query, inverted = V[: len(query)], csc_array(V[len(query) :])
     for start, block in distance_blocks(query, gallery, block_bytes):
@@ -84,12 +95,31 @@ def reranked_blocks(
 
 
 def _neighbours(
-    query: Features, gallery: Features, k: int, block_bytes: int
+    query: Features, gallery: Features, k: int, block_bytes: int, device: str
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """The k nearest of all N images (N, k), themselves first, and the largest distance (N,), never 0."""
-    Q, N = len(query), len(query) + len(gallery)
-    k = min(k, N)
     norms = squared_norms(query), squared_norms(gallery)
+    unit = all(np.abs(part - 1).max() <= UNIT for part in norms)
+    find = _by_angle if unit and k <= MOST else _by_distance
+    nearest, farthest = find(query, gallery, norms, min(k, len(query) + len(gallery)), block_bytes, device)
+    farthest[farthest == 0] = 1  # All images coincide: their distances are 0 by any measure.
+    return nearest, farthest
+
+
+def _by_angle(
+    query: Features, gallery: Features, norms: tuple[Features, Features], k: int, block_bytes: int, device: str
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Of unit features, by the kernels that clustering uses: two to three times as fast, and exact."""
+    x = torch.from_numpy(np.concatenate((query, gallery))).to(device)
+    opposite = knn(-x, x, 1).similarities[:, 0]  # who is nearest to -x is farthest from x
+    return self_knn(x, k).indices.cpu().numpy(), (2 + 2 * opposite).float().cpu().numpy()
+
+
+def _by_distance(
+    query: Features, gallery: Features, norms: tuple[Features, Features], k: int, block_bytes: int, device: str
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Of features of any length, from blocks of float32 distances."""
+    Q, N = len(query), len(query) + len(gallery)
     rows = min(rows_per_block(N, block_bytes), N)
     buffer = np.empty((rows, N), dtype=np.float32)
     nearest = np.empty((N, k), dtype=np.int32)
@@ -104,7 +134,6 @@ def _neighbours(
             first = base + start
             own = slice(first, first + len(x))
             _select(block, first, nearest[own], farthest[own])
-    farthest[farthest == 0] = 1  # All images coincide: their distances are 0 by any measure.
     return nearest, farthest
 
 

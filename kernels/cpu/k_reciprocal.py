@@ -1,8 +1,8 @@
 """k-reciprocal encoding with numba; formulas, symbols and source stand in `kernels/k_reciprocal.py`.
 
-Method: reciprocity by searching every neighbour's list; members of R*(i) collected with marks in an array of N
-that is never cleared, because a row's marks hold its own number; expansion by adding rows up in an array of N.
-Columns of V come in any order. Blocks of 1,024 rows run side by side.
+Method: reciprocity by searching every neighbour's list; members of R*(i) collected with marks in an array of
+N that is never cleared, because a row's marks hold its own number; expansion by adding rows up in an array of
+N. Columns of V come in any order. Blocks of 1,024 rows run side by side.
 
 Memory: 24 N bytes a thread beside V, O(N k2 K).
 """

@@ -44,17 +44,80 @@ class Build:
     aligned: tuple[str, ...] = ()
     maxnreg: int | None = None
     instruction: dict[int, str] = field(default_factory=dict)  # target -> what its PTX has to contain
+    targets: tuple[int, ...] = TARGETS
 
 
 def knn() -> list[Build]:
-    return []
+    """Every configuration of the scan, as half ring and as passes; what prepares and finishes it.
+
+    128 registers a thread let two blocks of 256 threads share a multiprocessor of an H100 (65,536 registers).
+    """
+    from dmx.kernels import candidates, distinct, exact, rescore, unit_rows
+
+    found = []
+    pointers = {
+        "rows": "*fp16", "others": "*fp16", "row_offset": "*fp32", "other_offset": "*fp32",
+        "limits": "*fp32", "buffers": "*i64", "counts": "*i32",
+    }  # fmt: skip
+    numbers = ("first_row", "row_tiles", "first_diagonal", "diagonals", "blocks", "W")
+    registers = (200, 208, 255, 255)
+    for config, limit in zip(candidates.SCAN_CONFIGS, registers, strict=True):
+        for ring in (True, False):
+            constants = {
+                "RING": ring, "BY_ROW": True, "BY_COLUMN": ring, "OWN": True, "CAPACITY": 256, "BLOCK": 256,
+                "ROWS": config.rows, "COLUMNS": config.columns, "DEPTH": config.depth, "GROUP": config.group,
+                "PIECE": config.piece,
+            }  # fmt: skip
+            name = f"scan_{config.rows}x{config.columns}_{config.piece}_{config.warps}_{'ring' if ring else 'pass'}"
+            found.append(
+                Build(name, candidates._scan, pointers | dict.fromkeys(numbers, "i32"), constants, config.warps,
+                      limit, config.stages, ("W", "first_row"), instruction={80: "mma", 90: "wgmma", 100: "tcgen05"},
+                      targets=TARGETS if config is candidates.SCAN_CONFIGS[0] else (90, 100)),
+            )  # fmt: skip
+    for capacity in (256, 512):
+        constants = {"K": 30, "CAPACITY": capacity, "CHUNK": candidates._CHUNK}
+        found.append(
+            Build(f"tighten_{capacity}", candidates._tighten,
+                  {"buffers": "*i64", "counts": "*i32", "limits": "*fp32", "base": "*fp64", "ROUNDING": "fp32"},
+                  constants, capacity // 64, 96),
+        )  # fmt: skip
+        found.append(
+            Build(f"select_{capacity}", rescore._select,
+                  {"ids": "*i32", "steps": "*i64", "counts": "*i32", "targets": "*i32", "out_ids": "*i32",
+                   "out_steps": "*i64", "stride": "i64"},
+                  constants, capacity // 64, 96),
+        )  # fmt: skip
+    for dtype in ("fp32", "bf16", "fp16", "fp64"):
+        found += [
+            Build(f"rescore_{dtype}", rescore._rescore,
+                  {"queries": f"*{dtype}", "query_squares": "*fp64", "features": f"*{dtype}", "squares": "*fp64",
+                   "query_ids": "*i32", "column_ids": "*i32", "visit": "*i32", "packed": "*i64",
+                   "counts": "*i32", "constants": "*fp64", "base": "*fp64", "ids": "*i32", "steps": "*i64",
+                   "left": "*i32", "D": "i32", "ROUNDING": "fp32"},
+                  {"K": 30, "CAPACITY": 256, "MANY": rescore._RESCORED, "BLOCK": 128}, 4, 128, aligned=("D",)),
+            Build(f"scan_exact_{dtype}", exact._scan_exact,
+                  {"queries": f"*{dtype}", "query_squares": "*fp64", "features": f"*{dtype}", "squares": "*fp64",
+                   "rows": "*i32", "columns": "*i32", "ids": "*i32", "steps": "*i64", "counts": "*i32",
+                   "count": "i32", "begin": "i32", "end": "i32", "k": "i32", "D": "i32"},
+                  {"OWN": True, "CAPACITY": exact.CAPACITY, "TILE": exact._TILE, "DEPTH": exact._DEPTH},
+                  8, 255, aligned=("D",), instruction={90: "mma"}),
+            Build(f"round_rows_{dtype}", unit_rows._round_rows,
+                  {"features": f"*{dtype}", "squares": "*fp64", "ids": "*i32", "mean": "*fp32", "low": "*fp16",
+                   "along_mean": "*fp64", "error": "*fp64", "length": "*fp64", "count": "i32", "D": "i32",
+                   "W": "i32"},
+                  {"BLOCK": 1024}, 4, 128, aligned=("D", "W")),
+        ]  # fmt: skip
+    for word in ("i16", "i32", "i64"):
+        signature = {"words": f"*{word}", "out": "*i64", "D": "i32"}
+        found.append(Build(f"hash_{word}", distinct._hash, signature, {"BLOCK": 1024}, 4, 64, aligned=("D",)))
+    return found
 
 
 def k_reciprocal() -> list[Build]:
     """Lists of 30 and of 64, features of every type, the usual and the widest expansion.
 
-    Warps as the launcher gives them, a warp for 256 elements of a tile. At 32, 40, 48 and 64 registers a thread
-    an SM holds 64, 48, 40 and 32 warps, and it holds no more than 32 programs.
+    Warps as the launcher gives them, a warp for 256 elements of a tile. At 32, 40, 48 and 64 registers a
+    thread an SM holds 64, 48, 40 and 32 warps, and it holds no more than 32 programs.
     """
     from dmx.kernels import k_reciprocal as op
 
@@ -68,28 +131,28 @@ def k_reciprocal() -> list[Build]:
         shape = {"K": k, "KP": padded}
         room = {"ADDED": added, "WIDTH": k + added, "BLOCK": op._ROW_BLOCK}
         found += [
-            Build(f"mutual_{k}", op._mutual, lists, shape | {"H": h}, op._warps(padded * padded), 40),
-            Build(f"additions_{k}", op._additions, lists | rows, shape | {"H": h, "HP": padded_half, "WIDTH": added},
-                  op._warps(padded * padded_half), 64),
+            Build(f"mutual_{k}", op._mutual, lists, shape | {"H": h}, op._warps(padded * padded), 32),
+            Build(f"additions_{k}", op._additions, lists | rows,
+                  shape | {"H": h, "HP": padded_half, "WIDTH": added}, op._warps(padded * padded_half), 48),
             Build(f"members_{k}", op._members, near | rows | members, shape | room,
-                  op._warps(padded * op._ROW_BLOCK), 64),
+                  op._warps(padded * op._ROW_BLOCK), 48),
         ]  # fmt: skip
     for dtype in ("fp32", "bf16", "fp16", "fp64"):
         signature = {"features": f"*{dtype}", "squares": "*fp64", "full": "*i64", "begin": "i32", "D": "i32"}
         shape = {"KP": 64, "WIDTH": 704, "BLOCK": op._FEATURE_BLOCK}
-        found.append(Build(f"weigh_{dtype}", op._weigh, signature | members, shape, 1, 80, aligned=("D",)))
+        found.append(Build(f"weigh_{dtype}", op._weigh, signature | members, shape, 1, 64, aligned=("D",)))
     csr = {"starts": "*i64", "columns": "*i32", "values": "*fp64"}
     to = {"to_starts": "*i64", "to_columns": "*i32", "to_values": "*fp64"}
-    found.append(Build("order", op._order, csr | to | {"sizes": "*i32"}, {"BLOCK": op._ROW_BLOCK}, 1, 64))
-    for k, near_k in ((30, 6), (64, 64)):
+    found.append(Build("order", op._order, csr | to | {"sizes": "*i32"}, {"BLOCK": op._ROW_BLOCK}, 1, 56))
+    for k, near_k, registers in ((30, 6, 64), (64, 64, 80)):
         signature = {"neighbours": "*i32", "begin": "i32", **csr}
         shape = {"K": k, "LISTS": near_k, "GROUP": op._LIST_GROUP, "BLOCK": op._ENTRY_BLOCK}
-        limits = {"num_warps": op._AVERAGE_WARPS, "registers": 80, "maxnreg": op._AVERAGE_REGISTERS}
+        limits = {"num_warps": op._AVERAGE_WARPS, "registers": registers, "maxnreg": op._AVERAGE_REGISTERS}
         found += [
             Build(f"average_{near_k}_count", op._average, signature | {"counts": "*i32"},
                   shape | {"FILL": False} | dict.fromkeys(to), **limits),
-            Build(f"average_{near_k}_fill", op._average, signature | to, shape | {"FILL": True, "counts": None},
-                  **limits),
+            Build(f"average_{near_k}_fill", op._average, signature | to,
+                  shape | {"FILL": True, "counts": None}, **limits),
         ]  # fmt: skip
     return found
 
@@ -101,7 +164,7 @@ def jaccard() -> list[Build]:
     lists = {"weights": "*i16", "head_starts": "*i64", "list_starts": "*i64", "list_rows": "*i32",
              "list_weights": "*i16", "after": "*i64"}  # fmt: skip
     out = {"tables": "*i32", "counter": "*i64", "counts": "*i32", "keys": "*i64"}
-    numbers = dict.fromkeys(("first", "last", "buckets", "slots", "enough"), "i32") | {"room": "i64", "steps": "i32"}
+    numbers = dict.fromkeys(("first", "last", "buckets", "slots", "enough", "steps"), "i32") | {"room": "i64"}
     join = {"HEADS": op._HEADS, "WIDTH": op._WIDTH, "PROBES": op._PROBES}
     pairs = {"values": "*fp64", "keys": "*i64", "distances": "*fp64", "pairs": "i64", "steps": "i32"}
     verify = {"PAIRS": op._PAIRS, "ENTRIES": op._ENTRIES}
@@ -166,7 +229,7 @@ def compiled(build: Build, target: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    wanted = [(build, target) for build in builds() for target in TARGETS]
+    wanted = [(build, target) for build in builds() for target in build.targets]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         print(json.dumps(list(pool.map(lambda pair: compiled(*pair), wanted))))
 
@@ -182,8 +245,14 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], di
     return {(row["name"], row["target"]): row for row in json.loads(done.stdout)}
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("build", builds(), ids=lambda build: build.name)
+@pytest.mark.parametrize(
+    ("build", "target"),
+    [
+        pytest.param(build, target, id=f"{build.name}-{target}")
+        for build in builds()
+        for target in build.targets
+    ],
+)
 def test_compiles_within_its_limits(build: Build, target: int, report: dict[tuple[str, int], Any]) -> None:
     found = report[build.name, target]
     assert found["stack"] == 0, "registers spill to memory"

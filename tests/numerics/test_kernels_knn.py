@@ -117,7 +117,10 @@ def hidden_neighbour(d: int = 128) -> np.ndarray:
 
 @pytest.mark.parametrize("k", [2, 10, 30])
 def test_a_neighbour_that_bfloat16_hides_is_found(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (dmx.kernels.cpu.candidates, dmx.kernels.knn):  # also where the processor has no bfloat16
+    for module in (
+        dmx.kernels.cpu.candidates,
+        dmx.kernels.cpu.knn,
+    ):  # also where the processor has no bfloat16
         monkeypatch.setattr(module, "product_dtype", lambda width: torch.bfloat16)
     x = hidden_neighbour()
     want = self_knn_reference(x, k).indices

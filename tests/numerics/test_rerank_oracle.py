@@ -70,6 +70,15 @@ def test_equals_the_dense_formulation(k1: int, k2: int, lambda_: float, noise: f
     np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
 
 
+def test_features_of_any_length_are_ranked_by_distance() -> None:
+    rng = np.random.default_rng(4)
+    query, gallery = features(4, 6, 3), features(5, 12, 5)
+    query *= rng.uniform(0.5, 2, (len(query), 1)).astype(np.float32)
+    gallery *= rng.uniform(0.5, 2, (len(gallery), 1)).astype(np.float32)
+    want = dense_rerank(query, gallery, 20, 6, 0.3)
+    np.testing.assert_allclose(rerank(query, gallery, 20, 6, 0.3, 2**20), want, atol=TOLERANCE)
+
+
 def test_blocks_do_not_matter() -> None:
     x = features(3, 10, 8)
     whole = rerank(x[:30], x[30:], 20, 6, 0.3, 10**9)

@@ -162,7 +162,7 @@ def test_copies_and_hubs(device: torch.device) -> None:
 def test_rows_that_overflow_are_compared_with_everybody(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Near copies that bfloat16 cannot tell apart: hundreds within the error of the tenth."""
+    """Near copies that float16 cannot tell apart: hundreds within the error of the tenth."""
     x = torch.cat([rows(1, 50) + 1e-4 * rows(290, 50, 1), rows(9, 50, 2)])
     sought = []
     search = exact.search
@@ -206,7 +206,7 @@ def test_passes_change_nothing(device: torch.device, monkeypatch: pytest.MonkeyP
 def test_a_plan_says_what_is_missing() -> None:
     one = plan_knn(None, 1_000_000, 2048, 30)
     assert one.passes == 1
-    assert 7e9 < one.peak_bytes < 9e9  # 4.1 GB of bfloat16, 2 GB of buffers, 0.7 GB of results, and hashes
+    assert 7e9 < one.peak_bytes < 9e9  # 4.1 GB of float16, 2 GB of buffers, 0.7 GB of results, and hashes
     two = plan_knn(None, 1_000_000, 2048, 30, free=int(0.9 * one.peak_bytes))
     assert two.passes > 1
     assert two.passes * two.rows_per_pass >= 1_000_000
