@@ -193,7 +193,7 @@ def run_dmx(x: np.ndarray, clock: Clock) -> dict[str, np.ndarray]:
     radii = as_radii(EPS, GAP)
     rows, squares = clock("neighbours", as_features, x, "cpu")
     near = clock("neighbours", lambda: self_knn(rows, K1, squares=squares))
-    v = clock("encode", k_reciprocal, rows, squares, near, K1, K2)
+    v = clock("encode", lambda: k_reciprocal(rows, near, K1, K2, squares=squares))
     pairs = clock("jaccard", jaccard_pairs, v, radii[2])
     tight, base, loose = clock("dbscan", dbscan, pairs, radii, MIN_SAMPLES).numpy()
     found = clock("reliability", reliable, tight, base, loose, MIN_SIZE, None)

@@ -102,7 +102,9 @@ def stages(job: Job, device: torch.device) -> Iterator[Row]:
 
     squares = [squared_lengths(x) for x in inputs]
     rows = zip(inputs, squares, near, strict=True)
-    row, encoded = measured([partial(k_reciprocal, x, s, found, K1, K2) for x, s, found in rows], device)
+    row, encoded = measured(
+        [partial(k_reciprocal, x, found, K1, K2, squares=s) for x, s, found in rows], device
+    )
     entries = sum(len(v.indices) for v in encoded) // len(encoded)
     columns = near[0].indices.shape[1]
     del near

@@ -5,9 +5,9 @@
 
 Legend: N images of width D, b bytes a number (float32: 4); W = D rounded up to 64; K = 30 neighbours, h = 16
 of them in the half lists, k2 = 6 averaged; S = 256 slots a row of the candidate buffers; 3 radii; G GPUs with
-n = N / G rows each. COUNTED below: m of K mutual, E1 and E2 entries a row of V before and after expansion, x
-members of a row that are no neighbours, H entries in the head of a row, P rows met in the lists of its
-columns, v candidates and p pairs.
+n = N / G rows each; c candidates rescored. COUNTED below: m of K mutual, E1 and E2 entries a row of V before
+and after expansion, x members of a row that are no neighbours, H entries in the head of a row, P rows met in
+the lists of its columns, v candidates and p pairs.
 
 A stage that runs `flop` operations on the tensor cores, moves `bytes`, issues `instructions` (of one lane
 each) and whose rows wait for `chain` loads of a warp one after the other takes
@@ -19,12 +19,11 @@ lanes a second; R: warps in flight; L: one load; O: one launch. Warps that wait 
 others, hence the maximum; product and filter take turns, hence the sum. Random reads of less than a row of
 features count 1 / rho of their bytes. By row, unless a total is named:
 
-    prepare   bytes D (4 b + 34): |x|^2 in float64 (b + 32), hash (b), mean (b), rounding (b + 2);
+    prepare   bytes D (4 b + 2): |x|^2 (b), hash (b), mean (b), rounding (b + 2);
               instructions 60 D
     scan      flop N W over a half ring, 2 N W in passes; instructions 4 N: each score meets both limits
-    tighten   r = ceil(log2(N / 256)) rounds: bytes 16 S r; instructions 20 S/2 s (s + 1) / 2 r, s = log2 S
-    rescore   c = 85 candidates: bytes c (b D + 32) + 12 K; instructions 4 c D + 40 S/2 s (s + 1) / 2;
-              chain 4 c / 16 D / 128
+    tighten   r = ceil(log2(N / 256)) rounds: bytes 24 c r: twice c read, c written; instructions 6 c S r
+    rescore   bytes c (b D + 32) + 12 K; instructions 4 c D + 5 c S; chain 4 c / 16 D / 128
     encode    bytes 4 K + 4 K K / rho + m (8 + 4 h) / rho + 12 K + x b D + 48 E1;
               instructions 3 K K + 3 K h K + 4 x D; chain 10 + x (1 + D / 512)
     expand    bytes (2 * 4 + 8) k2 E1 / rho + 36 E2; instructions 15 k2 E1 k2 l + 2 E2 E2;
@@ -64,7 +63,8 @@ OFF = 1.5  # a prediction further off than this factor is listed
 RIVALS = ("matmul bfloat16", "matmul tf32", "matmul float32")
 BYTES = {"float32": 4, "bfloat16": 2}
 
-K, HALF, K2, SLOTS, RADII, CANDIDATES = 30, 16, 6, 256, 3, 85
+K, HALF, K2, SLOTS, RADII = 30, 16, 6, 256, 3
+CANDIDATES = 34  # rescored, the most of `candidates.py` (results/candidates.json); 40 at most are kept
 # Counted on the CPU at N = 16,384, D = 2048, on features drawn as in `timing.py`; at N = 8,192 and 32,621 and
 # at D = 128 and 512 they differ by a few percent, x and p by up to a quarter. v: 8 candidates, and half as
 # many again because rows share buckets. Random features have no pairs, and more rows to a column.
@@ -138,15 +138,14 @@ def rounds_of(n: float) -> int:
 
 def scan_counts(rows: float, columns: float, d: int, b: int, ring: bool, slots: int) -> dict[str, Counts]:
     """The stages of the neighbour search, for `rows` queries among `columns`."""
-    wide, rounds, steps = -(-d // 64) * 64, rounds_of(columns), math.log2(slots)
-    sorted_row = 20 * slots / 2 * steps * (steps + 1) / 2
+    wide, rounds = -(-d // 64) * 64, rounds_of(columns)
     return {
         "scan": Counts(rows, 0, 4 * rows * columns, (1 if ring else 2) * rows * columns * wide),
         "tighten": Counts(
-            rows, 16 * slots * rounds * rows, sorted_row * rounds * rows, launches=3 * rounds
+            rows, 24 * CANDIDATES * rounds * rows, 6 * CANDIDATES * slots * rounds * rows, launches=3 * rounds
         ),
         "rescore": Counts(
-            rows, (CANDIDATES * (b * d + 32) + 12 * K) * rows, (4 * CANDIDATES * d + 2 * sorted_row) * rows,
+            rows, (CANDIDATES * (b * d + 32) + 12 * K) * rows, CANDIDATES * (4 * d + 5 * slots) * rows,
             chain=4 * CANDIDATES / 16 * d / 128,
         ),
     }  # fmt: skip
@@ -154,7 +153,7 @@ def scan_counts(rows: float, columns: float, d: int, b: int, ring: bool, slots: 
 
 def prepare_counts(rows: float, d: int, b: int) -> Counts:
     """Squared lengths, hashes, mean and rounding."""
-    return Counts(rows, d * (4 * b + 34) * rows, 60 * d * rows, launches=40)
+    return Counts(rows, d * (4 * b + 2) * rows, 60 * d * rows, launches=40)
 
 
 def after_counts(rows: float, total: float, d: int, b: int, kind: str) -> dict[str, Counts]:

@@ -35,7 +35,7 @@ def close_pairs(features: Any, k1: int, k2: int, max_distance: float, device: st
     columns, averaged = as_count("k1", k1), as_count("k2", k2)
     rows, squares = as_features(features, device)
     neighbours = self_knn(rows, columns, squares=squares)
-    encoded = k_reciprocal(rows, squares, neighbours, columns, averaged)
+    encoded = k_reciprocal(rows, neighbours, columns, averaged, squares=squares)
     return JaccardPairs(rows, squares, jaccard_pairs(encoded, max_distance))
 
 

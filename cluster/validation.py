@@ -24,8 +24,8 @@ def as_features(features: Any, device: str) -> tuple[torch.Tensor, torch.Tensor]
 
     Returns:
         (N, D) contiguous on the device (the input itself where it is so already), and the squared lengths
-        (N,) float64 of its rows. On the CPU half precision becomes float32. float64 rows are scaled by powers of
-        two, which changes no angle.
+        (N,) float64 of its rows. On the CPU half precision becomes float32. float64 rows are scaled by powers
+        of two, which changes no angle.
 
     Raises:
         TypeError: neither array nor tensor, or not of floating point.

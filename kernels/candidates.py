@@ -1,4 +1,4 @@
-"""Candidates for nearest neighbours: a half-precision product fused with a filter that provably misses nobody.
+"""Candidates for nearest neighbours: a float16 product fused with a filter that provably misses nobody.
 
 For a fixed row i, ordering j by similarity is ordering by (see `unit_rows.py`)
 

@@ -75,7 +75,7 @@ def distinct(features: torch.Tensor) -> Distinct | None:
     hashes, order = torch.sort(row_hashes(features), stable=True)
     maybe = torch.nonzero(hashes[1:] == hashes[:-1]).flatten()
     step = max(1, _COMPARED // features.shape[1])
-    same = [(features[order[at]] == features[order[at + 1]]).all(1) for at in maybe.split(step)]
+    same = [(features[order[at]] == features[order[at + 1]]).all(1) for at in torch.split(maybe, step)]
     if not same or not bool((joined := torch.cat(same)).any()):
         return None
     opens = torch.ones(len(features), dtype=torch.bool, device=features.device)

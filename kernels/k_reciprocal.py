@@ -38,7 +38,7 @@ from dmx.kernels.cpu.knn import Neighbours as CpuNeighbours
 from dmx.kernels.device import as_array, on, pad_to_power_of_two, takes_triton
 from dmx.kernels.knn import Neighbours
 from dmx.kernels.memory import Plan, free_bytes, split
-from dmx.kernels.similarity import from_grid, on_grid, similarity_reference
+from dmx.kernels.similarity import from_grid, on_grid, similarity_reference, squared_lengths
 from dmx.kernels.sparse import SparseRows, join_rows, starts_of
 
 MOST_COLUMNS = 64  # bits of a mask
@@ -379,16 +379,16 @@ def _expand(v: SparseRows, indices: torch.Tensor, lists: int) -> SparseRows:
 
 
 def k_reciprocal(
-    features: torch.Tensor, squares: torch.Tensor, neighbours: Neighbours, k1: int, k2: int
+    features: torch.Tensor, neighbours: Neighbours, k1: int, k2: int, *, squares: torch.Tensor | None = None
 ) -> SparseRows:
     """V of every row, on the features' device.
 
     Args:
         features: (N, D) of any floating type, contiguous.
-        squares: (N,) float64, squared lengths of the rows.
         neighbours: of `self_knn(features, k1)`.
         k1: length of the neighbour lists asked for; decides the length of the half lists.
         k2: neighbours averaged by query expansion, itself included; 1 for none.
+        squares: (N,) float64 squared lengths where the caller has them already.
 
     Returns:
         V as CSR rows (N, N), columns ascending (in any order on the CPU).
@@ -397,6 +397,7 @@ def k_reciprocal(
         ValueError: k1 is above 64, on a GPU.
         NotEnoughMemory: not even 16 rows at a time fit on the device.
     """
+    squares = squared_lengths(features) if squares is None else squares
     if not takes_triton(features):
         near = CpuNeighbours(neighbours.indices.numpy(), neighbours.similarities.numpy())
         return SparseRows.of(cpu.k_reciprocal(as_array(features), squares.numpy(), near, k1, k2))

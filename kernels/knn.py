@@ -5,10 +5,10 @@
 A self-join puts row i first, then the k - 1 others: higher similarity, then lower index.
 N < k gives N columns.
 
-Method, on a GPU: equal rows are joined (`distinct.py`); a half-precision product fused with a filter leaves a short
-list that provably holds all neighbours (`candidates.py`); the list is rescored in float64, and rows whose
-list did not fit are compared with everybody in float64 (`exact.py`). On the CPU `cpu/knn.py` has the same
-results.
+Method, on a GPU: equal rows are joined (`distinct.py`); a float16 product fused with a filter leaves a short
+list that provably holds all neighbours (`candidates.py`); the list is rescored in float64 (`rescore.py`), and
+rows whose list did not fit are compared with everybody in float64 (`exact.py`). On the CPU `cpu/knn.py` has
+the same results.
 
 Shapes: features (N, D), queries (Q, D) of any floating type; indices (., k) int32, similarities float64.
 Error: none in the indices; similarities as in `similarity.py`.
@@ -80,7 +80,8 @@ def plan_knn(queries: int | None, n: int, d: int, k: int, free: int | None = Non
     rows = n if queries is None else queries
     prepared = n if queries is None else n + queries
     fixed = (prepared + 2 * candidates.BLOCK) * (2 * width + 60) + n * _HASH_BYTES + 24 * rows * k
-    return split("knn", rows, fixed + _finish_bytes(rows, k), _row_bytes(k), free, least_rows=candidates.BLOCK)
+    fixed += _finish_bytes(rows, k)
+    return split("knn", rows, fixed, _row_bytes(k), free, least_rows=candidates.BLOCK)
 
 
 def _row_bytes(k: int) -> int:
@@ -104,7 +105,7 @@ def _finish(
         best, counts = rescore(queries, others, found, columns.ids, some, k)
         select(best, counts, targets[some].int(), out, k)
     lost = torch.nonzero(found.counts[: len(visit)] > found.packed.shape[1]).flatten()
-    for some in lost.split(_RESCORED_ROWS) if len(lost) else ():
+    for some in torch.split(lost, _RESCORED_ROWS) if len(lost) else ():
         again = exact.search(queries, others, found.rows[some], columns.ids, k, own)
         out.ids[targets[some], :k] = again.ids
         out.steps[targets[some], :k] = again.steps

@@ -22,10 +22,9 @@ import triton
 import triton.language as tl
 
 from dmx.kernels.cpu import similarity as cpu
-from dmx.kernels.device import as_array, takes_triton
+from dmx.kernels.device import as_array, on, pad_to_power_of_two, takes_triton
 
 GRID = 2.0**44
-_CHUNK = 2**25  # float64 elements held at a time
 
 
 def similarity_reference(queries: torch.Tensor, database: torch.Tensor) -> torch.Tensor:
@@ -49,13 +48,25 @@ def from_grid(steps):  # type: ignore[no-untyped-def]
     return steps.to(tl.float64) * 5.684341886080802e-14  # 2^-44
 
 
+@triton.jit
+def _squares(features, out, D, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0).to(tl.int64)
+    total = tl.zeros([BLOCK], tl.float64)
+    for begin in range(0, D, BLOCK):
+        c = begin + tl.arange(0, BLOCK)
+        x = tl.load(features + row * D + c, mask=c < D, other=0.0).to(tl.float64)
+        total += x * x
+    tl.store(out + row, tl.sum(total, 0))
+
+
 def squared_lengths(features: torch.Tensor) -> torch.Tensor:
     """|x_i|^2 of every row, (N, D) -> (N,) float64. Not finite where the row is not."""
     if not takes_triton(features):
         return torch.from_numpy(cpu.squared_lengths(as_array(features)))
     out = torch.empty(len(features), dtype=torch.float64, device=features.device)
-    step = max(1, _CHUNK // features.shape[1])
-    for begin in range(0, len(features), step):
-        rows = features[begin : begin + step].double()
-        out[begin : begin + step] = (rows * rows).sum(1)
+    width = features.shape[1]
+    with on(features):
+        _squares[(len(features),)](
+            features.contiguous(), out, width, BLOCK=min(pad_to_power_of_two(width), 1024), num_warps=4
+        )
     return out

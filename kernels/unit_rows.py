@@ -54,7 +54,7 @@ class UnitRows:
 def unit_rows_reference(features: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     """u of every row, (N, D) float64."""
     x = features.double()
-    return x / x.norm(dim=1, keepdim=True) - mean.double()
+    return x / (x * x).sum(1, keepdim=True).sqrt() - mean.double()
 
 
 def mean_of_units(features: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
@@ -64,7 +64,8 @@ def mean_of_units(features: torch.Tensor, squares: torch.Tensor) -> torch.Tensor
     for begin in range(0, len(features), step):
         scale = squares[begin : begin + step].rsqrt()
         total += (scale.float() @ features[begin : begin + step].float()).double()
-    return (total / len(features)).float()
+    mean: torch.Tensor = total / len(features)
+    return mean.float()
 
 
 def shuffled(count: int, device: torch.device) -> torch.Tensor:

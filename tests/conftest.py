@@ -11,31 +11,19 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 
 
 def mend_interpreter() -> None:
     """What Triton's interpreter (3.6 to 3.9) gets wrong for our kernels.
 
-    It multiplies bfloat16 numbers by their bits; it patches the whole language anew for every call of a device
-    function, `tl.sum` among them, which takes 4 ms each; and 3.6 makes no range() of numbers since NumPy 2.5
-    turns no array into an int.
+    It patches the whole language anew for every call of a device function, `tl.sum` among them, which takes
+    4 ms each; and 3.6 makes no range() of numbers, since NumPy 2.5 turns no array into an int.
     """
     from triton.runtime import interpreter
 
-    multiply, patch = interpreter.InterpreterBuilder.create_dot, interpreter._patch_lang
-    patch_tensor = interpreter._patch_lang_tensor
+    patch, patch_tensor = interpreter._patch_lang, interpreter._patch_lang_tensor
     patched: dict[int, Any] = {}
-
-    def widened(handle: Any) -> Any:
-        if handle.dtype != interpreter.tl.bfloat16:
-            return handle
-        bits = handle.data.astype(np.uint32) << 16
-        return interpreter.TensorHandle(bits.view(np.float32), interpreter.tl.float32)
-
-    def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
-        return multiply(self, widened(a), widened(b), *rest)
 
     def patch_tensor_index(tensor: Any, scope: Any) -> None:
         patch_tensor(tensor, scope)
@@ -52,7 +40,6 @@ def mend_interpreter() -> None:
             patched[key] = patch(function)
         return Scope()
 
-    interpreter.InterpreterBuilder.create_dot = create_dot
     interpreter._patch_lang = patch_once
     interpreter._patch_lang_tensor = patch_tensor_index
 

@@ -107,7 +107,12 @@ def _neighbours(
 
 
 def _by_angle(
-    query: Features, gallery: Features, norms: tuple[Features, Features], k: int, block_bytes: int, device: str
+    query: Features,
+    gallery: Features,
+    norms: tuple[Features, Features],
+    k: int,
+    block_bytes: int,
+    device: str,
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Of unit features, by the kernels that clustering uses: two to three times as fast, and exact."""
     x = torch.from_numpy(np.concatenate((query, gallery))).to(device)
@@ -116,7 +121,12 @@ def _by_angle(
 
 
 def _by_distance(
-    query: Features, gallery: Features, norms: tuple[Features, Features], k: int, block_bytes: int, device: str
+    query: Features,
+    gallery: Features,
+    norms: tuple[Features, Features],
+    k: int,
+    block_bytes: int,
+    device: str,
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Of features of any length, from blocks of float32 distances."""
     Q, N = len(query), len(query) + len(gallery)

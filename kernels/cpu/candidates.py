@@ -370,5 +370,3 @@ def query_candidates(
     with Workers() as workers:
         workers.each(strip, range(0, len(queries), _TILE))
     return buffers.finish(_constant(rows, others, mean))
-
-

@@ -163,9 +163,7 @@ def _spread_all(
     return out
 
 
-def self_knn(
-    features: NDArray[Any], k: int, *, squares: NDArray[np.float64] | None = None
-) -> Neighbours:
+def self_knn(features: NDArray[Any], k: int, *, squares: NDArray[np.float64] | None = None) -> Neighbours:
     """The k nearest rows of every row, itself first.
 
     Args:

@@ -48,7 +48,7 @@ def on_numba(code: str, tmp_path: Path, x: torch.Tensor) -> np.ndarray:
 def test_labels_equal_those_of_the_cpu(device: torch.device, tmp_path: Path) -> None:
     x = people(9, 12, 24, 0.9)
     x[20], x[21], x[50] = x[19], x[19], x[3]
-    code = "f = pseudo_labels(x, k1=14, k2=4, device='cpu'); out = np.stack([f.labels, f.tight, f.base, f.loose])"
+    code = "f = pseudo_labels(x, k1=14, k2=4); out = np.stack([f.labels, f.tight, f.base, f.loose])"
     found = pseudo_labels(x, k1=14, k2=4, device=device.type)
     assert len(set(found.base)) > 4
     for labels, same in zip(

@@ -82,13 +82,7 @@ def dense(rows: SparseRows) -> NDArray[np.float64]:
 
 def encode(features: torch.Tensor, near: Neighbours, k1: int, k2: int, device: torch.device) -> SparseRows:
     there = features.to(device)
-    return k_reciprocal(
-        there,
-        squared_lengths(there),
-        Neighbours(near.indices.to(device), near.similarities.to(device)),
-        k1,
-        k2,
-    )
+    return k_reciprocal(there, Neighbours(near.indices.to(device), near.similarities.to(device)), k1, k2)
 
 
 def check(features: torch.Tensor, near: Neighbours, k1: int, k2: int, device: torch.device) -> SparseRows:

@@ -59,11 +59,11 @@ def test_stages_are_what_a_hand_computes(scripts: Any) -> None:
     model = scripts("model")
     found = model.predict(1_000_000, 2048)
     assert found["scan"] == pytest.approx(2.048e15 / (0.7 * 8e14) + 4e12 / 28.7e12 + 2e-4)
-    # 85 rows of 8,192 bytes and 32 bytes of notes, 30 results of 12.
-    assert found["rescore"] == pytest.approx(1e6 * (85 * 8224 + 360) / 3e12 + 2e-4)
-    # 12 rounds; 128 comparators in 36 steps of 20 instructions cost more than 4 KB of traffic.
-    assert found["tighten"] == pytest.approx(1e6 * 12 * 20 * 128 * 36 / 28.7e12 + 36e-5)
-    assert found["prepare"] == pytest.approx(1e6 * 2048 * 50 / 3e12 + 4e-4)
+    # 34 rows of 8,192 bytes and 32 bytes of notes, 30 results of 12.
+    assert found["rescore"] == pytest.approx(1e6 * (34 * 8224 + 360) / 3e12 + 2e-4)
+    # 12 rounds; comparing 68 candidates with 256 slots costs more than 816 bytes of traffic.
+    assert found["tighten"] == pytest.approx(1e6 * 12 * 6 * 34 * 256 / 28.7e12 + 36e-5)
+    assert found["prepare"] == pytest.approx(1e6 * 2048 * 18 / 3e12 + 4e-4)
     assert found["total"] == pytest.approx(sum(found[stage] for stage in model.OPERATIONS["pseudo_labels"]))
 
 
