@@ -46,7 +46,7 @@ from dmx.kernels.unit_rows import UnitRows
 
 BLOCK = 256  # rows of a ring block; tiles divide it
 _GRID = 2**30  # most programs of a launch: their numbers fit into int32
-_CHUNK = 8  # keys that all of a row are compared with at a time: 16 comparisons a thread
+_CHUNK = 16  # keys that all of a row are compared with at a time: 32 comparisons a thread
 _LOWEST = -3.0e38  # a limit that every key reaches, but not the -inf of padding
 ROUNDING = 2.0**-24  # r
 
@@ -60,6 +60,7 @@ class ScanConfig:
         piece: columns that are filtered at a time; fewer take fewer registers and more barriers.
         group: row tiles that are walked together, so that their columns are met in the L2 cache.
         warps, stages: as Triton takes them.
+        registers: the most a thread may have on an H100 and later; None leaves it to the assembler.
     """
 
     rows: int
@@ -69,16 +70,18 @@ class ScanConfig:
     group: int
     warps: int
     stages: int
+    registers: int | None = None
 
 
 # The first is what runs; `benchmarks/gpu.py --tune` tries the others.
 SCAN_CONFIGS = (
-    # 128 registers a thread on an H100: two blocks on a multiprocessor, one filters, one multiplies.
-    ScanConfig(rows=128, columns=128, depth=64, piece=16, group=16, warps=8, stages=3),
-    # Half the barriers in the filter, but 178 registers: one block on a multiprocessor.
+    # With 128 registers a thread two blocks fit on a multiprocessor: one filters, one multiplies. Triton 3.6
+    # takes 145 if it may, 3.9 stays at 128; neither spills.
+    ScanConfig(rows=128, columns=128, depth=64, piece=16, group=16, warps=8, stages=3, registers=128),
+    # Half the barriers in the filter, but about 180 registers: one block on a multiprocessor.
     ScanConfig(rows=128, columns=128, depth=64, piece=32, group=16, warps=8, stages=4),
-    # One warpgroup a block: barriers are cheaper among four warps.
-    ScanConfig(rows=128, columns=128, depth=64, piece=16, group=16, warps=4, stages=3),
+    # Fewer hits a piece, so fewer turns of the filter, for twice as many looks.
+    ScanConfig(rows=128, columns=128, depth=64, piece=8, group=16, warps=8, stages=3, registers=128),
     # The widest instruction, least shared memory traffic, and nothing to hide the filter behind.
     ScanConfig(rows=128, columns=256, depth=64, piece=16, group=16, warps=8, stages=4),
 )
@@ -125,14 +128,19 @@ def _drain(  # type: ignore[no-untyped-def]
     others = tl.expand_dims(other, 1 - AXIS)
     key = tile + tl.expand_dims(shift, 1 - AXIS)
     hit = key >= tl.expand_dims(limit, AXIS)
-    at = tl.min(tl.where(hit, others, 0x7FFFFFFF), AXIS)
-    while tl.min(at, 0) < 0x7FFFFFFF:
-        active = at < 0x7FFFFFFF
-        found = tl.sum(tl.where(others == tl.expand_dims(at, AXIS), key, 0.0), AXIS)
-        slot = tl.atomic_add(counts + owner, 1, mask=active, sem="relaxed")
-        packed = (ordered(found.to(tl.int32, bitcast=True)).to(tl.int64) << 32) | at.to(tl.int64)
-        tl.store(buffers + owner.to(tl.int64) * CAPACITY + slot, packed, mask=active & (slot < CAPACITY))
-        at = tl.min(tl.where(hit & (others > tl.expand_dims(at, AXIS)), others, 0x7FFFFFFF), AXIS)
+    total = tl.sum(hit.to(tl.int32), AXIS)
+    turns = tl.max(total, 0)
+    if turns > 0:
+        # The slots of all turns at once: an addition that returns a value takes longer than all the rest.
+        slot = tl.atomic_add(counts + owner, total, mask=total > 0, sem="relaxed")
+        at = tl.min(tl.where(hit, others, 0x7FFFFFFF), AXIS)
+        for turn in range(turns):
+            found = tl.sum(tl.where(others == tl.expand_dims(at, AXIS), key, 0.0), AXIS)
+            packed = (ordered(found.to(tl.int32, bitcast=True)).to(tl.int64) << 32) | at.to(tl.int64)
+            place = slot + turn
+            fits = (turn < total) & (place < CAPACITY)
+            tl.store(buffers + owner.to(tl.int64) * CAPACITY + place, packed, mask=fits)
+            at = tl.min(tl.where(hit & (others > tl.expand_dims(at, AXIS)), others, 0x7FFFFFFF), AXIS)
 
 
 @triton.jit
@@ -172,7 +180,11 @@ def _filter(  # type: ignore[no-untyped-def]
                 _drain(tile, row_shift, column_limit, column, row, buffers, counts, CAPACITY, 0)
 
 
-@triton.jit
+# What varies from launch to launch: a kernel for each kind of number would be compiled otherwise.
+_VARYING = ["first_row", "row_tiles", "first_diagonal", "diagonals", "blocks"]
+
+
+@triton.jit(do_not_specialize=_VARYING)
 def _scan(  # type: ignore[no-untyped-def]
     rows, others, row_offset, other_offset, limits, buffers, counts,
     first_row, row_tiles, first_diagonal, diagonals, blocks, W,
@@ -274,6 +286,9 @@ class Scan:
         self.rows, self.others, self.k, self.own = rows, others, k, own
         self.capacity = capacity_for(k)
         self.base = base_errors(rows, others)
+        # An A100's matrix instruction leaves the product in more registers: held to 128, it would spill.
+        hopper = rows.low.is_cuda and torch.cuda.get_device_capability(rows.low.device) >= (9, 0)
+        self.most_registers = scan_config().registers if hopper else None
         self.constants = rows.along_mean + others.along_mean.mean() - mean.double() @ mean.double()
 
     def __call__(self, begin: int, end: int) -> Candidates:
@@ -350,7 +365,7 @@ class Scan:
                     RING=ring, BY_ROW=by_row, BY_COLUMN=by_column, OWN=self.own,
                     CAPACITY=self.capacity, BLOCK=BLOCK, ROWS=config.rows, COLUMNS=config.columns,
                     DEPTH=config.depth, GROUP=config.group, PIECE=config.piece,
-                    num_warps=config.warps, num_stages=config.stages,
+                    num_warps=config.warps, num_stages=config.stages, maxnreg=self.most_registers,
                 )  # fmt: skip
 
     def _tighten(self) -> None:

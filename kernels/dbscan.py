@@ -108,9 +108,9 @@ def _roots(parent, x, active):  # type: ignore[no-untyped-def]
     going = active & (up != x)
     while tl.max(going.to(tl.int32), 0) > 0:
         over = tl.load(parent + up, mask=going, other=0, volatile=True)
-        # x is no root, and never will be again: this cannot overwrite the hooking of a root. Should it
-        # overwrite a lower row that `_union` left here, that program still has the two clusters in hand.
-        tl.store(parent + x, over, mask=going & (over != up))
+        # Not a plain store: that of a program that comes late would put back a row above the root which
+        # `_flatten` has left here meanwhile.
+        tl.atomic_min(parent + x, over, mask=going & (over != up), sem="relaxed")
         x = tl.where(going, up, x)
         up = tl.where(going, over, up)
         going = going & (up != x)

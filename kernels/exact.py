@@ -24,10 +24,11 @@ from dmx.kernels.similarity import on_grid
 CAPACITY = 256  # slots of a row: 64 neighbours and two rounds of newcomers
 _TILE = 64  # rows and columns of the float64 product
 _DEPTH = 32
+REGISTERS = 160  # left alone, the assembler spills 8 bytes to get by with 128
 _NOTHING = -(2**50)  # steps below any similarity
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "begin", "end", "k"])
 def _scan_exact(  # type: ignore[no-untyped-def]
     queries, query_squares, features, squares, rows, columns, ids, steps, counts, count, begin, end, k, D,
     OWN: tl.constexpr, CAPACITY: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
@@ -41,7 +42,11 @@ def _scan_exact(  # type: ignore[no-untyped-def]
         c = left + tl.arange(0, DEPTH)
         x = tl.load(queries + i[:, None] * D + c[None, :], mask=(c < D)[None, :], other=0.0)
         y = tl.load(features + j[None, :] * D + c[:, None], mask=(c < D)[:, None], other=0.0)
-        product = tl.dot(x.to(tl.float64), y.to(tl.float64), product, out_dtype=tl.float64)
+        # The sums over one element change nothing; without them Triton 3.6 takes half precision for the
+        # operands' width and fails.
+        x = tl.sum(x.to(tl.float64)[:, :, None], 2)
+        y = tl.sum(y.to(tl.float64)[:, :, None], 2)
+        product = tl.dot(x, y, product, out_dtype=tl.float64)
     s = on_grid(product, tl.load(query_squares + i)[:, None], tl.load(squares + j)[None, :])
     # The first k slots hold the best so far, in order; newcomers have to beat the last of them.
     last = row.to(tl.int64) * CAPACITY + k - 1
@@ -52,14 +57,14 @@ def _scan_exact(  # type: ignore[no-untyped-def]
     if OWN:
         hit = hit & (i[:, None] != j[None, :])
     # One newcomer a row and turn, as in `candidates.py`.
+    total = tl.sum(hit.to(tl.int32), 1)
+    slot = tl.atomic_add(counts + row, total, mask=total > 0, sem="relaxed")
     at = tl.min(tl.where(hit, column[None, :], 0x7FFFFFFF), 1)
-    while tl.min(at, 0) < 0x7FFFFFFF:
-        active = at < 0x7FFFFFFF
+    for turn in range(tl.max(total, 0)):
         found = tl.sum(tl.where(column[None, :] == at[:, None], s, 0), 1)
-        slot = tl.atomic_add(counts + row, 1, mask=active, sem="relaxed")
-        place = row.to(tl.int64) * CAPACITY + slot
-        fits = active & (slot < CAPACITY)
-        tl.store(ids + place, tl.load(columns + at, mask=active, other=0), mask=fits)
+        place = row.to(tl.int64) * CAPACITY + slot + turn
+        fits = (turn < total) & (slot + turn < CAPACITY)
+        tl.store(ids + place, tl.load(columns + at, mask=fits, other=0), mask=fits)
         tl.store(steps + place, found, mask=fits)
         at = tl.min(tl.where(hit & (column[None, :] > at[:, None]), column[None, :], 0x7FFFFFFF), 1)
 
@@ -92,7 +97,7 @@ def search(queries: Side, others: Side, rows: torch.Tensor, columns: torch.Tenso
             _scan_exact[grid](
                 queries.features, queries.squares, others.features, others.squares, rows, columns,
                 found.ids, found.steps, counts, count, done, end, k, others.features.shape[1],
-                OWN=own, CAPACITY=CAPACITY, TILE=_TILE, DEPTH=_DEPTH, num_warps=8,
+                OWN=own, CAPACITY=CAPACITY, TILE=_TILE, DEPTH=_DEPTH, num_warps=8, maxnreg=REGISTERS,
             )  # fmt: skip
         if int(counts.max()) > CAPACITY:
             more = max((end - done) // 2, CAPACITY - k)

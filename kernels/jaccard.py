@@ -57,6 +57,7 @@ _HEADS, _WIDTH, _JOIN_WARPS, _REGISTERS = 8, 32, 4, 80
 # Rows of about 100 entries are three steps of 32; two elements a lane keep as many searches under way.
 _PAIRS, _ENTRIES, _VERIFY_WARPS = 8, 32, 4
 
+_PAIR_BYTES = 12  # of the result, once more when its parts are joined
 _PASS_BYTES = 80  # a candidate being summed and sorted: keys, distances, order, what the sort itself takes
 _CANDIDATES = 64  # room a row
 _MOST_ROWS = 2**18  # a pass: enough to keep every multiprocessor at work
@@ -122,7 +123,7 @@ def _claim(  # type: ignore[no-untyped-def]
 
     Slots are only ever filled, so all lanes with the same row come to the same end: one of them enters it and
     the others find it, or none finds room. There is no masked exchange: lanes that are done ask a cell of
-    their own, side by side after the slots, for what it never holds.
+    their own, side by side after the slots, whose answer nobody reads.
     """
     spare = slots + tl.arange(0, HEADS)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
     first = j ^ (j >> 12)  # rows that share a bucket start at different slots
@@ -177,10 +178,11 @@ def _pick(  # type: ignore[no-untyped-def]
                 ones = new.to(tl.int32)
                 beside = tl.sum(ones, 1)
                 total = tl.sum(beside, 0)
-                slot = tl.atomic_add(counter, total.to(tl.int64), sem="relaxed")
-                to = slot + (tl.cumsum(beside, 0) - beside)[:, None] + tl.cumsum(ones, 1) - 1
-                tl.store(keys + to, (tl.cast(i, tl.int64) << 32) | j, mask=new & (to < room))
-                count += total
+                if total > 0:  # most are in the table by now
+                    slot = tl.atomic_add(counter, total.to(tl.int64), sem="relaxed")
+                    to = slot + (tl.cumsum(beside, 0) - beside)[:, None] + tl.cumsum(ones, 1) - 1
+                    tl.store(keys + to, (tl.cast(i, tl.int64) << 32) | j, mask=new & (to < room))
+                    count += total
     return count
 
 
@@ -351,4 +353,8 @@ def jaccard_pairs(v: SparseRows, max_distance: float) -> SparseRows:
     for begin in range(0, n, plan.rows_per_pass):
         end = min(begin + plan.rows_per_pass, n)
         parts.extend(_join(heads, max_distance, enough, keys, table, begin, end))
+        pairs = sum(len(part.indices) for part in parts)
+        split(
+            "jaccard_pairs", n, _PAIR_BYTES * pairs, 0, free_bytes(device), least_rows=n
+        )  # room to join them
     return join_rows(parts)

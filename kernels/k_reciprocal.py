@@ -384,7 +384,7 @@ def k_reciprocal(
     """V of every row, on the features' device.
 
     Args:
-        features: (N, D) of any floating type, contiguous.
+        features: (N, D) of any floating type.
         neighbours: of `self_knn(features, k1)`.
         k1: length of the neighbour lists asked for; decides the length of the half lists.
         k2: neighbours averaged by query expansion, itself included; 1 for none.
@@ -407,6 +407,6 @@ def k_reciprocal(
     n, columns = neighbours.indices.shape
     plan = plan_k_reciprocal(n, k1, k2, free_bytes(features.device))
     with on(features):
-        v = _encode(features, squares, neighbours, k1, plan)
+        v = _encode(features.contiguous(), squares, neighbours, k1, plan)
         lists = min(k2, columns)
         return v if lists == 1 else _expand(v, neighbours.indices, lists)

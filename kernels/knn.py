@@ -33,7 +33,7 @@ from dmx.kernels.rescore import Best, Side, rescore, select
 from dmx.kernels.similarity import GRID, similarity_reference, squared_lengths
 from dmx.kernels.unit_rows import WIDTH, UnitRows, mean_of_units, shuffled, unit_rows
 
-MOST = 64  # neighbours on a GPU: candidates have to fit into a sort in registers
+MOST = 64  # neighbours on a GPU: candidates have to fit into registers to be ranked
 _RESCORED_ROWS = 2**16  # rows rescored at a time
 _HASH_BYTES = 40  # a row, while equal rows are sought
 
@@ -104,7 +104,9 @@ def _finish(
         some = visit[start : start + _RESCORED_ROWS].int()
         best, counts = rescore(queries, others, found, columns.ids, some, k)
         select(best, counts, targets[some].int(), out, k)
-    lost = torch.nonzero(found.counts[: len(visit)] > found.packed.shape[1]).flatten()
+        del best, counts  # before the next are taken
+    held = found.counts[: len(visit)]
+    lost = torch.nonzero((held > found.packed.shape[1]) | (held < k)).flatten()
     for some in torch.split(lost, _RESCORED_ROWS) if len(lost) else ():
         again = exact.search(queries, others, found.rows[some], columns.ids, k, own)
         out.ids[targets[some], :k] = again.ids

@@ -102,7 +102,7 @@ def _rescore(  # type: ignore[no-untyped-def]
     tl.store(left + tl.program_id(0), count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride"])
 def _select(  # type: ignore[no-untyped-def]
     ids, steps, counts, targets, out_ids, out_steps, stride,
     K: tl.constexpr, CAPACITY: tl.constexpr, CHUNK: tl.constexpr,

@@ -11,7 +11,7 @@ round_g rounds to the nearest multiple of 2^-44 (5.7e-14), ties to even. Two end
 Dividing by sqrt(|x_i|^2 |x_j|^2) instead of normalising first keeps s(i, i) = 1 exactly, needs no second
 copy of the features, and products of float32 features are exact in float64.
 
-Shapes: features (N, D) of any floating type; squares (N,) float64.
+Shapes: features (N, D) of any floating type, |x|^2 between 1e-150 and 1e150; squares (N,) float64.
 Error: |s - exact| <= 2^-45 + D 2^-53.
 """
 

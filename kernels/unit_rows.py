@@ -25,7 +25,7 @@ import triton.language as tl
 from dmx.kernels.device import on, pad_to_power_of_two
 
 WIDTH = 64  # columns are padded to this: one step of the matrix product
-_CHUNK = 2**26  # elements of the features that one step of the mean reads
+_CHUNK = 2**22  # float64 elements that a step of the mean holds
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class UnitRows:
     """Rows ready for the matrix product. Position p holds row `ids[p]` of the features.
 
     Attributes:
-        low: (P, W) bfloat16, zero beyond (M, D).
+        low: (P, W) float16, zero beyond (M, D).
         ids: (M,) int32, shuffled.
         offset: (P,) float32, a_j; -inf on padding, so that no key of padding reaches a limit.
         along_mean: (M,) float64, <m, x_j / |x_j|>.
@@ -62,8 +62,10 @@ def mean_of_units(features: torch.Tensor, squares: torch.Tensor) -> torch.Tensor
     total = torch.zeros(features.shape[1], dtype=torch.float64, device=features.device)
     step = max(1, _CHUNK // features.shape[1])
     for begin in range(0, len(features), step):
-        scale = squares[begin : begin + step].rsqrt()
-        total += (scale.float() @ features[begin : begin + step].float()).double()
+        rows = features[
+            begin : begin + step
+        ].double()  # first scaled, then narrowed: rows may be of any length
+        total += (rows * squares[begin : begin + step, None].rsqrt()).sum(0)
     mean: torch.Tensor = total / len(features)
     return mean.float()
 
@@ -74,7 +76,7 @@ def shuffled(count: int, device: torch.device) -> torch.Tensor:
     return torch.randperm(count, generator=generator, device=device)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _round_rows(  # type: ignore[no-untyped-def]
     features, squares, ids, mean, low, along_mean, error, length, count, D, W, BLOCK: tl.constexpr
 ):

@@ -98,3 +98,22 @@ def test_memory_does_not_grow_with_the_pairs() -> None:
     assert plan_dbscan(10**8, 10**10, 3, 80 * 2**30).passes == 1
     with pytest.raises(NotEnoughMemory, match="dbscan"):
         plan_dbscan(10**6, 10**6, 3, 10**6)
+
+
+@pytest.mark.gpu
+def test_chains_and_random_graphs_on_a_gpu(triton_device: torch.device) -> None:
+    """Programs that hook, halve and flatten the same long paths at once: many chances to undo one another."""
+    if triton_device.type != "cuda":
+        pytest.skip("this process interprets: the GPU tests run in one of their own, see test_gpu.py")
+    n = 1_000_000
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        order = rng.permutation(n) if seed % 2 else np.arange(n)
+        edges = np.stack([order[:-1], order[1:]]) if seed % 4 < 2 else rng.integers(0, n, (2, n))
+        i, j = np.unique(np.sort(edges, 0)[:, edges[0] != edges[1]], axis=1)
+        starts = starts_of(torch.from_numpy(np.bincount(i, minlength=n)))
+        distances = torch.from_numpy(rng.choice([0.5, 0.6, 0.7], len(j)))
+        pairs = SparseRows(starts, torch.from_numpy(j.astype(np.int32)), distances)
+        there = SparseRows(*(part.to(triton_device) for part in (pairs.starts, pairs.indices, pairs.values)))
+        want = dbscan_on_the_cpu(pairs.on_cpu(), (0.55, 0.65, 0.75), 2)
+        np.testing.assert_array_equal(dbscan(there, (0.55, 0.65, 0.75), 2).cpu(), want)

@@ -152,6 +152,12 @@ def test_lattices_tie_by_index(seed: int, n: int, d: int, k: int, device: torch.
     check_self(torch.from_numpy(x), k, device)
 
 
+@pytest.mark.parametrize(("scale", "dtype"), [(1e70, "float64"), (1e-70, "float64"), (1e-39, "float32")])
+def test_rows_of_any_length(scale: float, dtype: str, device: torch.device) -> None:
+    x = rows(50, 12).double() * scale * (1 + torch.arange(50)[:, None])
+    check_self(x.to(getattr(torch, dtype)), 5, device)
+
+
 def test_copies_and_hubs(device: torch.device) -> None:
     x = rows(110, 20)
     x[5:60:2] = x[3]  # 28 copies
