@@ -24,7 +24,6 @@ from dmx.kernels.similarity import on_grid
 CAPACITY = 256  # slots of a row: 64 neighbours and two rounds of newcomers
 _TILE = 64  # rows and columns of the float64 product
 _DEPTH = 32
-REGISTERS = 160  # left alone, the assembler spills 8 bytes to get by with 128
 _NOTHING = -(2**50)  # steps below any similarity
 
 
@@ -56,15 +55,15 @@ def _scan_exact(  # type: ignore[no-untyped-def]
     hit = hit & (row < count)[:, None] & (column < end)[None, :]
     if OWN:
         hit = hit & (i[:, None] != j[None, :])
-    # One newcomer a row and turn, as in `candidates.py`.
-    total = tl.sum(hit.to(tl.int32), 1)
-    slot = tl.atomic_add(counts + row, total, mask=total > 0, sem="relaxed")
+    # One newcomer a row and turn, as in `candidates.py`; here turns are few.
     at = tl.min(tl.where(hit, column[None, :], 0x7FFFFFFF), 1)
-    for turn in range(tl.max(total, 0)):
+    while tl.min(at, 0) < 0x7FFFFFFF:
+        active = at < 0x7FFFFFFF
         found = tl.sum(tl.where(column[None, :] == at[:, None], s, 0), 1)
-        place = row.to(tl.int64) * CAPACITY + slot + turn
-        fits = (turn < total) & (slot + turn < CAPACITY)
-        tl.store(ids + place, tl.load(columns + at, mask=fits, other=0), mask=fits)
+        slot = tl.atomic_add(counts + row, 1, mask=active, sem="relaxed")
+        place = row.to(tl.int64) * CAPACITY + slot
+        fits = active & (slot < CAPACITY)
+        tl.store(ids + place, tl.load(columns + at, mask=active, other=0), mask=fits)
         tl.store(steps + place, found, mask=fits)
         at = tl.min(tl.where(hit & (column[None, :] > at[:, None]), column[None, :], 0x7FFFFFFF), 1)
 
@@ -97,7 +96,7 @@ def search(queries: Side, others: Side, rows: torch.Tensor, columns: torch.Tenso
             _scan_exact[grid](
                 queries.features, queries.squares, others.features, others.squares, rows, columns,
                 found.ids, found.steps, counts, count, done, end, k, others.features.shape[1],
-                OWN=own, CAPACITY=CAPACITY, TILE=_TILE, DEPTH=_DEPTH, num_warps=8, maxnreg=REGISTERS,
+                OWN=own, CAPACITY=CAPACITY, TILE=_TILE, DEPTH=_DEPTH, num_warps=8,
             )  # fmt: skip
         if int(counts.max()) > CAPACITY:
             more = max((end - done) // 2, CAPACITY - k)

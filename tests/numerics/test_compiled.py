@@ -114,7 +114,7 @@ def knn() -> list[Build]:
                    "steps": "*i64", "counts": "*i32", "count": "i32", "begin": "i32", "end": "i32",
                    "k": "i32", "D": "i32"},
                   {"OWN": True, "CAPACITY": exact.CAPACITY, "TILE": exact._TILE, "DEPTH": exact._DEPTH},
-                  8, exact.REGISTERS, 3, ("D",), exact.REGISTERS, {90: "mma"}),
+                  8, 160, aligned=("D",), instruction={90: "mma"}),
             Build(f"squares_{dtype}", similarity._squares,
                   {"features": f"*{dtype}", "out": "*fp64", "D": "i32"}, {"BLOCK": 1024}, 4, 64, 3, ("D",)),
             Build(f"round_rows_{dtype}", unit_rows._round_rows,
