@@ -51,6 +51,12 @@ _LOWEST = -3.0e38  # a limit that every key reaches, but not the -inf of padding
 ROUNDING = 2.0**-24  # r
 
 
+def keys_reference(rows: torch.Tensor, others: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """key(i, j) in float64, from unit rows (Q, D) and (M, D) and the mean (D,) -> (Q, M)."""
+    along = others @ mean
+    return (rows - mean) @ (others - mean).T + along - along.mean()
+
+
 @dataclass(frozen=True)
 class ScanConfig:
     """Tile of the product and how it is run.
@@ -100,14 +106,8 @@ def use_scan_config(config: ScanConfig) -> None:
 
 
 def capacity_for(k: int) -> int:
-    """Slots of a row's buffer: two rounds' worth of what the error bound lets through, about 3 k each."""
+    """Slots of a row's buffer: about three times what is kept and as many new, for keys that lie closer."""
     return 256 if k <= 32 else 512
-
-
-def keys_reference(rows: torch.Tensor, others: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    """key(i, j) in float64, from unit rows (Q, D) and (M, D) and the mean (D,) -> (Q, M)."""
-    along = others @ mean
-    return (rows - mean) @ (others - mean).T + along - along.mean()
 
 
 @triton.jit

@@ -27,7 +27,7 @@ from dmx.kernels import candidates, exact
 from dmx.kernels.candidates import Candidates, Scan, capacity_for
 from dmx.kernels.cpu import knn as cpu
 from dmx.kernels.device import as_array, takes_triton
-from dmx.kernels.distinct import distinct, spread
+from dmx.kernels.distinct import distinct, first_equal_reference, spread
 from dmx.kernels.memory import Plan, free_bytes, split
 from dmx.kernels.rescore import Best, Side, rescore, select
 from dmx.kernels.similarity import GRID, similarity_reference, squared_lengths
@@ -35,7 +35,7 @@ from dmx.kernels.unit_rows import WIDTH, UnitRows, mean_of_units, shuffled, unit
 
 MOST = 64  # neighbours on a GPU: candidates have to fit into registers to be ranked
 _RESCORED_ROWS = 2**16  # rows rescored at a time
-_HASH_BYTES = 40  # a row, while equal rows are sought
+_HASH_BYTES = 64  # a row, while hashes are sorted to find equal rows
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,7 @@ class Neighbours:
 
 def self_knn_reference(features: torch.Tensor, k: int) -> Neighbours:
     """The formula, dense: every row first in its own list."""
-    n = len(features)
-    _, group = torch.unique(features, dim=0, return_inverse=True)
-    first = torch.full((n,), n).scatter_reduce(0, group, torch.arange(n), "amin")[group]
+    first = first_equal_reference(features)
     s = similarity_reference(features, features)[first][:, first]  # equal rows share the values of one
     order = torch.argsort(s.clone().fill_diagonal_(2), dim=1, descending=True, stable=True)[:, :k]
     values = s.gather(1, order)
@@ -85,8 +83,8 @@ def plan_knn(queries: int | None, n: int, d: int, k: int, free: int | None = Non
 
 
 def _row_bytes(k: int) -> int:
-    """A row's buffer, count, limit, place and turn."""
-    return 8 * capacity_for(k) + 24
+    """A row's buffer, count, limit, base and constant, place and turn."""
+    return 8 * capacity_for(k) + 48
 
 
 def _finish_bytes(rows: int, k: int) -> int:

@@ -14,7 +14,7 @@ from dmx.kernels import candidates, exact
 from dmx.kernels import knn as module
 from dmx.kernels.candidates import Scan, ScanConfig, base_errors, keys_reference
 from dmx.kernels.cpu import knn as cpu
-from dmx.kernels.distinct import distinct, row_hashes
+from dmx.kernels.distinct import distinct, first_equal_reference, row_hashes
 from dmx.kernels.knn import knn, plan_knn, self_knn, self_knn_reference
 from dmx.kernels.memory import NotEnoughMemory
 from dmx.kernels.rescore import Side
@@ -234,6 +234,7 @@ def test_equal_rows_are_joined(device: torch.device) -> None:
     assert found is not None
     first = torch.arange(50)
     first[20:30], first[40] = 5, 7
+    assert torch.equal(first_equal_reference(x), first)
     assert torch.equal(found.rows.cpu()[found.group.cpu()], first)
     assert found.members[found.starts[5] : found.starts[6]].tolist() == [5, *range(20, 30)]
     assert distinct(rows(50, 37).to(device)) is None
