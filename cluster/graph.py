@@ -59,6 +59,7 @@ def jaccard_graph(
 
     Raises:
         TypeError, ValueError: features or parameters as they cannot be; the first bad row is named.
+        NotEnoughMemory: the GPU has not room enough for a step, even in passes; says how much it takes.
 
     Source: Zhong et al., CVPR 2017.
     """

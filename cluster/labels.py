@@ -76,6 +76,7 @@ def pseudo_labels(
 
     Raises:
         TypeError, ValueError: features or parameters as they cannot be; the first bad row is named.
+        NotEnoughMemory: the GPU has not room enough for a step, even in passes; says how much it takes.
 
     Source: Wang et al., "DomainMix", BMVC 2021, section 3.2.
     """

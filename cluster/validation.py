@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from dmx.kernels.device import takes_triton
+from dmx.kernels.memory import free_bytes, split
 from dmx.kernels.similarity import squared_lengths
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -30,13 +31,14 @@ def as_features(features: Any, device: str) -> tuple[torch.Tensor, torch.Tensor]
     Raises:
         TypeError: neither array nor tensor, or not of floating point.
         ValueError: not two-dimensional, empty, or a row is zero, infinite or NaN.
+        NotEnoughMemory: the device has no room for them.
     """
     rows = _as_tensor(features)
     if rows.ndim != 2:
         raise ValueError(f"features: wanted shape (N, D), found {tuple(rows.shape)}; pass one row an image")
     if rows.shape[0] == 0 or rows.shape[1] == 0:
         raise ValueError(f"features: wanted at least one row and one column, found shape {tuple(rows.shape)}")
-    rows = rows.to(as_device(device, rows)).contiguous()
+    rows = _moved(rows, as_device(device, rows))
     if rows.dtype in _HALF and not takes_triton(rows):
         rows = rows.float()
     if rows.dtype == torch.float64:
@@ -59,6 +61,15 @@ def _as_tensor(features: Any) -> torch.Tensor:
     if features.dtype not in _ACCEPTED:
         raise TypeError(_wrong_type(features.dtype))
     return features.detach()
+
+
+def _moved(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The rows there, contiguous; asks first whether there is room for a copy."""
+    if rows.device == device and rows.is_contiguous():
+        return rows
+    size = rows.element_size() * rows.shape[1]
+    split("features", len(rows), 0, size, free_bytes(device), least_rows=len(rows))
+    return rows.to(device).contiguous()
 
 
 def _wrong_type(dtype: object) -> str:
