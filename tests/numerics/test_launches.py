@@ -2,8 +2,8 @@
 
 `test_compiled.py` compiles signatures that are written down; here the launchers themselves run, in a process
 whose Triton believes in an H100, and every launch is compiled and then left out. That shows what a signature
-cannot: arguments that are None, 1, or not aligned, options that a version does not know, and how many variants
-of a kernel a search makes. Buffers stay zero, so results mean nothing.
+cannot: arguments that are None, 1, or not aligned, options that a version does not know, and how many
+variants of a kernel a search makes. Buffers stay zero, so results mean nothing.
 """
 
 from __future__ import annotations
@@ -59,8 +59,7 @@ def launch_everything() -> dict[str, int]:
     from dmx.kernels.sparse import SparseRows, starts_of
 
     device._interpreted.set(True)  # tensors on the CPU take the Triton launchers
-    shapes = [(40, 16, 30, torch.float32), (2, 1, 2, torch.float32), (70, 130, 64, torch.bfloat16),
-              (600, 3, 63, torch.float16), (1500, 7, 2, torch.float64)]  # fmt: skip
+    shapes = [(2, 1, 2, torch.float32), (70, 130, 64, torch.bfloat16), (600, 3, 31, torch.float16)]
     for n, d, k, dtype in shapes:
         x = torch.rand(n, d).to(dtype)
         self_knn(x, k)
@@ -102,7 +101,7 @@ def test_every_kernel_is_launched(variants: dict[str, int]) -> None:
 
 
 def test_a_kernel_is_not_compiled_for_every_size(variants: dict[str, int]) -> None:
-    """By rows, by columns or both, in passes, at two widths of the buffers, and three other configurations."""
+    """By rows, by columns or both, in passes, at two widths of the buffers, three other configurations."""
     assert variants["_scan"] <= 16
     assert variants["_flatten"] == variants["_union"] == variants["_candidates"] == 1
 
