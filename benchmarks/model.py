@@ -18,7 +18,7 @@ F, C: GEMM and copy ceilings; e: what of F a product with a filter behind it rea
 lanes a second; R: warps in flight; L: one load; O: one launch. Warps that wait for memory leave their turn to
 others, hence the maximum; product and filter take turns, hence the sum. Random reads of less than a row of
 features count 1 / rho of their bytes. e is least certain where rows are few: at 32,621 nearly every piece of
-128 x 16 keys holds a hit, and at 2,000 cycles for such a piece and side, half of them hidden, e would be 0.55.
+128 x 16 keys holds a hit, and at 2,000 cycles for such a piece and side, half of it hidden, e would be 0.55.
 By row, unless a total is named:
 
     prepare   bytes D (4 b + 2): |x|^2 (b), hash (b), mean (b), rounding (b + 2);

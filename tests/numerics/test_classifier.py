@@ -172,6 +172,10 @@ def _main() -> None:
         _check_in_group(size)
         if os.environ["RANK"] == "0":
             print(size)
+    if (
+        dist.is_initialized()
+    ):  # a group that lives until the interpreter ends may abort it: its threads run on
+        dist.destroy_process_group()
 
 
 def _check_in_group(size: int) -> None:
