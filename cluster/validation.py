@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,10 @@ def _as_tensor(features: Any) -> torch.Tensor:
     if isinstance(features, np.ndarray):
         if not np.issubdtype(features.dtype, np.floating) or features.dtype.itemsize > 8:
             raise TypeError(_wrong_type(features.dtype))
-        native = features.dtype.newbyteorder("=")
-        features = torch.from_numpy(np.ascontiguousarray(features, native))
+        native = np.ascontiguousarray(features, features.dtype.newbyteorder("="))
+        with warnings.catch_warnings():  # a tensor could write into a read-only array; nothing here does
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            features = torch.from_numpy(native)
     if not isinstance(features, torch.Tensor):
         raise TypeError(f"features: wanted a NumPy array or torch tensor, found {type(features).__name__}")
     if features.dtype not in _ACCEPTED:

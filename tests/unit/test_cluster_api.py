@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import warnings
 
 import numpy as np
 import pytest
@@ -52,6 +53,18 @@ def test_arrays_and_tensors_are_alike() -> None:
     assert equal(pseudo_labels(torch.from_numpy(x).half()), half)
     brain = torch.from_numpy(x).bfloat16()
     assert equal(pseudo_labels(brain), pseudo_labels(brain.float()))
+
+
+def test_read_only_arrays_are_taken_without_a_word() -> None:
+    x = people()
+    x.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert equal(pseudo_labels(x), pseudo_labels(x.copy()))
+
+
+def test_big_endian_arrays_are_taken() -> None:
+    assert equal(pseudo_labels(people().astype(">f4")), pseudo_labels(people()))
 
 
 def test_input_is_left_alone() -> None:
