@@ -1,19 +1,12 @@
-"""Exact k nearest neighbours by cosine similarity.
-
-    knn(i) = the k rows j with the largest (s(i, j), -j)        s of `similarity.py`, float64
-
-A self-join puts row i first, then the k - 1 others: higher similarity, then lower index.
-N < k gives N columns.
+"""Exact k nearest neighbours on the CPU; what they are stands in `dmx.kernels.knn`.
 
 Method: rows equal bit by bit are joined as one row and spread afterwards (so that a thousand copies cost no
 more than one); `candidates.py` gives a short list that provably holds all neighbours; the list is rescored
 in float64. Rows whose list overflowed get a longer look in float32, and are compared with everybody if that
 overflows too.
 
-Shapes: features (N, D), queries (Q, D); indices (., k) int32, similarities (., k) float64.
-Error: none in the indices; similarities as in `similarity.py`.
-Time: N^2 D multiply-adds (half for a self-join on the CPU) and O(N k D). Memory: O(N (k + D)).
-Source: the neighbour step of k-reciprocal encoding, Zhong et al., CVPR 2017, section 3.2.
+Shapes: features (N, D), queries (Q, D); indices (., k) int32, similarities (., k) float64; any k.
+Time: N^2 D multiply-adds, half for a self-join, and O(N k D). Memory: O(N (k + D)).
 """
 
 from __future__ import annotations

@@ -1,15 +1,6 @@
-"""Cosine similarity of feature rows, defined so that ties are exact.
+"""Cosine similarity of two rows on the CPU, as `dmx.kernels.similarity` defines it, and rows that are equal.
 
-    s(i, j) = round_g( <x_i, x_j> / sqrt(|x_i|^2 |x_j|^2) )          products and sums in float64
-
-round_g rounds to the nearest multiple of 2^-44 (5.7e-14). Two ends are served by it:
-
-- float64 sums of one product in another order differ by about sqrt(D) 1e-16, which would order neighbours
-  that are tied by construction (parallel rows, lattices, D = 1) by noise; on the grid they tie.
-- rows whose bits are equal are the same row: `first_equal` finds them, and they get the very same values.
-
-Dividing by sqrt(|x_i|^2 |x_j|^2) instead of normalising first keeps s(i, i) = 1 exactly, needs no second
-copy of the features, and products of float32 features are exact in float64.
+Rows whose bits are equal are the same row: `first_equal` finds them, and they get the very same values.
 
 Shapes: features (N, D) float32 or float64; squares (N,) float64.
 Error: |s - exact| <= 2^-45 + D 2^-53.
