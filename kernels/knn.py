@@ -97,7 +97,9 @@ def _finish(
     k: int, own: bool,
 ) -> None:  # fmt: skip
     """Candidates -> their rows of `out`, (R,) `targets`."""
-    visit = torch.argsort(targets)  # as the rows lie in the features: people's images lie together, if anyhow
+    visit = torch.argsort(
+        targets
+    )  # in the order of the features, where images of a person often lie together
     for start in range(0, len(visit), _RESCORED_ROWS):
         some = visit[start : start + _RESCORED_ROWS].int()
         best, counts = rescore(queries, others, found, columns.ids, some, k)
@@ -122,11 +124,12 @@ def _best(queries: Side, others: Side, k: int, own: bool, out: Best) -> None:
         targets = torch.arange(len(queries.rows), device=queries.rows.device)
     plan = split("knn", len(rows), _finish_bytes(len(rows), k), _row_bytes(k), free_bytes(columns.low.device),
                  least_rows=candidates.BLOCK)  # fmt: skip
-    scan = Scan(rows, columns, mean, k, own)
     for begin in range(0, len(rows), plan.rows_per_pass):
         end = min(begin + plan.rows_per_pass, len(rows))
+        scan = Scan(rows, columns, mean, k, own)
         found = scan.ring() if own and plan.passes == 1 else scan(begin, end)
         _finish(queries, others, columns, found, targets[begin:end], out, k, own)
+        del scan, found  # their buffers, before the next pass takes its own
 
 
 def _checked(features: torch.Tensor, k: int) -> torch.Tensor:

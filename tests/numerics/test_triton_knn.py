@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -264,3 +265,21 @@ def test_on_a_gpu_at_size(dtype: torch.dtype, triton_device: torch.device) -> No
     want = cpu.self_knn(x.float().numpy(), k)
     np.testing.assert_array_equal(found.indices.cpu(), want.indices)
     np.testing.assert_allclose(found.similarities.cpu(), want.similarities, rtol=0, atol=2.0**-44)
+
+
+def test_a_pass_ends_before_the_next_begins(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The buffers of two passes together would be more than was planned."""
+    alive: list[weakref.ref[torch.Tensor]] = []
+    start = Scan._start
+
+    def watched(scan: Scan, begin: int, end: int) -> None:
+        assert all(buffer() is None for buffer in alive)
+        start(scan, begin, end)
+        alive.append(weakref.ref(scan.buffers))
+
+    monkeypatch.setattr(Scan, "_start", watched)
+    room = module._finish_bytes(96, 4) + 40 * module._row_bytes(4)
+    monkeypatch.setattr(module, "free_bytes", lambda device: int(room / 0.9))
+    x = rows(96, 12).to(device)
+    self_knn(x, 5)
+    assert len(alive) == 3
