@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from dmx.kernels.device import takes_triton
-from dmx.kernels.memory import free_bytes, split
+from dmx.kernels.memory import free_bytes, require
 from dmx.kernels.similarity import squared_lengths
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -70,8 +70,7 @@ def _moved(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The rows there, contiguous; asks first whether there is room for a copy."""
     if rows.device == device and rows.is_contiguous():
         return rows
-    size = rows.element_size() * rows.shape[1]
-    split("features", len(rows), 0, size, free_bytes(device), least_rows=len(rows))
+    require("features", rows.element_size() * rows.numel(), free_bytes(device))
     return rows.to(device).contiguous()
 
 

@@ -81,8 +81,8 @@ class ScanConfig:
 
 # The first is what runs; `benchmarks/gpu.py --tune` tries the others.
 SCAN_CONFIGS = (
-    # With 128 registers a thread two blocks fit on a multiprocessor: one filters, one multiplies. Triton 3.6
-    # takes 145 if it may, 3.9 stays at 128; neither spills.
+    # With 128 registers a thread two blocks fit on a multiprocessor: one filters, one multiplies. Left alone,
+    # Triton 3.6 may take more; it has no need to, and spills nothing.
     ScanConfig(rows=128, columns=128, depth=64, piece=16, group=16, warps=8, stages=3, registers=128),
     # Half the barriers in the filter, but about 180 registers: one block on a multiprocessor.
     ScanConfig(rows=128, columns=128, depth=64, piece=32, group=16, warps=8, stages=4),

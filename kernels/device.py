@@ -48,7 +48,7 @@ def interpreted() -> Iterator[None]:
 
 def pad_to_power_of_two(n: int, least: int = 1) -> int:
     """The smallest power of two that is at least `n` and `least`: widths of blocks have to be one."""
-    return max(least, 1 << max(n - 1, 0).bit_length())
+    return max(least, int(triton.next_power_of_2(n)))
 
 
 def as_array(features: torch.Tensor) -> NDArray[Any]:

@@ -24,6 +24,7 @@ import triton.language as tl
 from dmx.kernels.device import on, pad_to_power_of_two
 from dmx.kernels.rescore import Best
 from dmx.kernels.similarity import GRID
+from dmx.kernels.sparse import starts_of
 
 _SPREAD = 2**24  # pairs that one step of spreading sorts
 _COMPARED = 2**26  # elements that one step of comparing reads
@@ -93,8 +94,7 @@ def distinct(features: torch.Tensor) -> Distinct | None:
     number[place] = torch.arange(len(place), device=place.device)
     group = torch.empty_like(order)
     group[order] = number[torch.cumsum(opens, 0) - 1]
-    starts = torch.zeros(len(rows) + 1, dtype=torch.int64, device=features.device)
-    torch.cumsum(torch.bincount(group, minlength=len(rows)), 0, out=starts[1:])
+    starts = starts_of(torch.bincount(group, minlength=len(rows)))
     return Distinct(rows, group, torch.argsort(group, stable=True), starts)
 
 

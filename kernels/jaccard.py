@@ -43,7 +43,8 @@ import triton.language as tl
 from dmx.kernels.cpu import jaccard as cpu
 from dmx.kernels.device import on, pad_to_power_of_two, takes_triton
 from dmx.kernels.heads import ENTRY_BYTES, ROW_BYTES, SORT_BYTES, WHOLE, Heads, find_heads, groups
-from dmx.kernels.memory import Plan, free_bytes, split
+from dmx.kernels.memory import Plan, free_bytes, require, split
+from dmx.kernels.similarity import nearest
 from dmx.kernels.sparse import SparseRows, join_rows, starts_of
 
 _TAIL = 0.8  # T / m_min: less makes heads longer, more lets chance overlaps through (0.5 to 0.9 simulated)
@@ -240,9 +241,7 @@ def _verify(  # type: ignore[no-untyped-def]
         ours = tl.load(values + own + low, mask=shared, other=0.0)
         total += tl.minimum(ours, tl.load(values + base + c + entry, mask=shared, other=0.0))
     m = tl.sum(total, 1)
-    steps_of_12 = (1.0 - m / (2.0 - m)) * 1e12
-    # Beyond 2^52 float64 holds integers alone, so adding and taking off 1.5 2^52 rounds to nearest even.
-    d = ((steps_of_12 + 6755399441055744.0) - 6755399441055744.0) / 1e12
+    d = nearest((1.0 - m / (2.0 - m)) * 1e12) / 1e12
     tl.store(distances + pair, tl.where(d > 0.0, d, 0.0), mask=exists)
 
 
@@ -354,7 +353,5 @@ def jaccard_pairs(v: SparseRows, max_distance: float) -> SparseRows:
         end = min(begin + plan.rows_per_pass, n)
         parts.extend(_join(heads, max_distance, enough, keys, table, begin, end))
         pairs = sum(len(part.indices) for part in parts)
-        split(
-            "jaccard_pairs", n, _PAIR_BYTES * pairs, 0, free_bytes(device), least_rows=n
-        )  # room to join them
+        require("jaccard_pairs, to join its parts", _PAIR_BYTES * pairs, free_bytes(device))
     return join_rows(parts)

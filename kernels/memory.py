@@ -75,6 +75,19 @@ def split(
     return Plan(fixed_bytes, size * bytes_per_row, size, -(-rows // size))
 
 
+def require(what: str, needed_bytes: int, free_bytes: int | None) -> None:
+    """Asks for memory that passes do not help with; None for free is as much as is wanted.
+
+    Raises:
+        NotEnoughMemory: it does not fit.
+    """
+    if free_bytes is not None and needed_bytes > int(_SHARE * free_bytes):
+        raise NotEnoughMemory(
+            f"{what}: wanted {needed_bytes / _SHARE / 2**30:.2f} GiB of free device memory, found "
+            f'{free_bytes / 2**30:.2f} GiB; free some, use a larger device, or device="cpu"'
+        )
+
+
 def free_bytes(device: torch.device) -> int | None:
     """Bytes that can still be allocated there; None on the CPU, where nothing is planned."""
     if device.type != "cuda":

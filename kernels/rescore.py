@@ -5,11 +5,12 @@
 `_rescore` takes a row's candidates in the order of their keys and stops when the key of the next, and so of
 all others, proves that it cannot reach the worst of the first k: key + constant + 1.01 E (see
 `candidates.py`; the 1 % covers the rounding of this sum). `_select` ranks what was rescored by counting who
-is ahead of whom: a row has about sixty, and no order of float64 and index fits into a key to be sorted by.
+is ahead of whom: a row has little more than k, and no order of float64 and index fits into a key to sort by.
 
 Shapes: features (N, D) of any floating type, squares (N,) float64; ids (R, capacity) int32 and steps = s 2^44
-(R, capacity) int64. Error: that of `similarity.py`. Time: reading about 60 rows of features a row; rows that
-share neighbours are visited together, so that these are met in the L2 cache. Memory: 12 capacity bytes a row.
+(R, capacity) int64. Error: that of `similarity.py`. Time: reading little more than k rows of features a row;
+rows that share neighbours are visited together, so that these are met in the L2 cache. Memory: 12 capacity
+bytes a row.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import triton
 import triton.language as tl
 
 from dmx.kernels.candidates import ROUNDING, Candidates, ordered
-from dmx.kernels.device import on
+from dmx.kernels.device import on, pad_to_power_of_two
 from dmx.kernels.similarity import from_grid, on_grid
 
 _RESCORED = 16  # candidates a program multiplies at a time: 16 accumulators a thread
@@ -165,6 +166,6 @@ def rescore(
             queries.features, queries.squares, others.features, others.squares, found.rows, column_ids,
             visit, found.packed, found.counts, found.constants, found.base,
             out.ids, out.steps, left, width, ROUNDING, K=k, CAPACITY=capacity, MANY=_RESCORED,
-            BLOCK=min(triton.next_power_of_2(width), 128), num_warps=4,
+            BLOCK=min(pad_to_power_of_two(width), 128), num_warps=4,
         )  # fmt: skip
     return out, left

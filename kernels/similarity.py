@@ -35,11 +35,16 @@ def similarity_reference(queries: torch.Tensor, database: torch.Tensor) -> torch
 
 
 @triton.jit
+def nearest(x):  # type: ignore[no-untyped-def]
+    """float64 numbers below 2^51 rounded to whole ones, ties to even."""
+    # Beyond 2^52 float64 holds integers alone, so adding and taking off 1.5 2^52 rounds.
+    return (x + 6755399441055744.0) - 6755399441055744.0
+
+
+@triton.jit
 def on_grid(product, square_x, square_y):  # type: ignore[no-untyped-def]
     """s 2^44 as int64, from float64 inner products and squared lengths."""
-    scaled = product / tl.sqrt(square_x * square_y) * 17592186044416.0  # 2^44
-    # Beyond 2^52 float64 holds integers alone, so adding and taking off 1.5 2^52 rounds to nearest even.
-    return ((scaled + 6755399441055744.0) - 6755399441055744.0).to(tl.int64)
+    return nearest(product / tl.sqrt(square_x * square_y) * 17592186044416.0).to(tl.int64)  # 2^44
 
 
 @triton.jit

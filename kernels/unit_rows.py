@@ -62,9 +62,8 @@ def mean_of_units(features: torch.Tensor, squares: torch.Tensor) -> torch.Tensor
     total = torch.zeros(features.shape[1], dtype=torch.float64, device=features.device)
     step = max(1, _CHUNK // features.shape[1])
     for begin in range(0, len(features), step):
-        rows = features[
-            begin : begin + step
-        ].double()  # first scaled, then narrowed: rows may be of any length
+        # Scaled before they are narrowed: rows may be of any length.
+        rows = features[begin : begin + step].double()
         total += (rows * squares[begin : begin + step, None].rsqrt()).sum(0)
     mean: torch.Tensor = total / len(features)
     return mean.float()

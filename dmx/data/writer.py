@@ -75,6 +75,7 @@ class _SplitWriter:
         self.shards: list[Shard] = []
 
     def add(self, image: bytes, identity: int, camera: int, key: str) -> None:
+        """Append an image as encoded bytes; -1 is unknown. Full shards are written out."""
         for column, value in zip(self._columns, (image, identity, camera, key), strict=True):
             column.append(value)  # type: ignore[attr-defined]  # a tuple of lists of different types
         self._images += 1

@@ -100,19 +100,17 @@ def _neighbours(
     """The k nearest of all N images (N, k), themselves first, and the largest distance (N,), never 0."""
     norms = squared_norms(query), squared_norms(gallery)
     unit = all(np.abs(part - 1).max() <= UNIT for part in norms)
-    find = _by_angle if unit and k <= MOST else _by_distance
-    nearest, farthest = find(query, gallery, norms, min(k, len(query) + len(gallery)), block_bytes, device)
+    k = min(k, len(query) + len(gallery))
+    if unit and k <= MOST:
+        nearest, farthest = _by_angle(query, gallery, k, device)
+    else:
+        nearest, farthest = _by_distance(query, gallery, norms, k, block_bytes)
     farthest[farthest == 0] = 1  # All images coincide: their distances are 0 by any measure.
     return nearest, farthest
 
 
 def _by_angle(
-    query: Features,
-    gallery: Features,
-    norms: tuple[Features, Features],
-    k: int,
-    block_bytes: int,
-    device: str,
+    query: Features, gallery: Features, k: int, device: str
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Of unit features, by the kernels that clustering uses: exact, and faster."""
     x = torch.from_numpy(np.concatenate((query, gallery))).to(device)
@@ -121,12 +119,7 @@ def _by_angle(
 
 
 def _by_distance(
-    query: Features,
-    gallery: Features,
-    norms: tuple[Features, Features],
-    k: int,
-    block_bytes: int,
-    device: str,
+    query: Features, gallery: Features, norms: tuple[Features, Features], k: int, block_bytes: int
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Of features of any length, from blocks of float32 distances."""
     Q, N = len(query), len(query) + len(gallery)

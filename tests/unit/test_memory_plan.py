@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmx.kernels.memory import NotEnoughMemory, Plan, split
+from dmx.kernels.memory import NotEnoughMemory, Plan, require, split
 
 
 @given(
@@ -42,3 +42,12 @@ def test_the_error_says_how_much() -> None:
     with pytest.raises(NotEnoughMemory, match=said):
         split("join", 1000, int(2.5 * 2**30), int(0.2 * 2**30) // 16, 2**31, 16)
     assert issubclass(NotEnoughMemory, MemoryError)
+
+
+def test_what_is_required_fits_or_is_named() -> None:
+    require("join", 9 * 2**28, None)
+    require("join", 9 * 2**28, 5 * 2**29)
+    with pytest.raises(
+        NotEnoughMemory, match=r"join: wanted 2\.50 GiB .* found 2\.00 GiB; free some"
+    ):
+        require("join", 9 * 2**28, 2**31)

@@ -29,6 +29,11 @@ class ZipRef:
     crc: int
 
     def read(self) -> bytes:
+        """The image's encoded bytes.
+
+        Raises:
+            OSError: the archive is damaged or cannot be read.
+        """
         with open(self.path, "rb") as file:
             file.seek(self.offset)
             header = file.read(ZIP_HEADER_BYTES)

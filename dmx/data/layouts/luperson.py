@@ -102,6 +102,11 @@ class LmdbRef:
     key: str
 
     def read(self) -> bytes:
+        """The image's encoded bytes.
+
+        Raises:
+            OSError: the database cannot be read, or lacks the key.
+        """
         environment = _environment(self.path, os.getpid())
         import lmdb  # after `_environment`, which says when it is missing
 
