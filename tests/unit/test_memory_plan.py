@@ -47,7 +47,5 @@ def test_the_error_says_how_much() -> None:
 def test_what_is_required_fits_or_is_named() -> None:
     require("join", 9 * 2**28, None)
     require("join", 9 * 2**28, 5 * 2**29)
-    with pytest.raises(
-        NotEnoughMemory, match=r"join: wanted 2\.50 GiB .* found 2\.00 GiB; free some"
-    ):
+    with pytest.raises(NotEnoughMemory, match=r"join: wanted 2\.50 GiB .* found 2\.00 GiB; free some"):
         require("join", 9 * 2**28, 2**31)
