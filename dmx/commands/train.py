@@ -29,6 +29,7 @@ from dmx.config import (
 from dmx.errors import DmxError
 
 SUMMARY = "train a model on a labelled source and an unlabelled target"
+TASK = "dmx.train.worker:train_worker"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,8 +78,8 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.folder)
     config = _resolve(args, folder)
 
+    from dmx.launching import check_launch, launch
     from dmx.train.data import TrainingData
-    from dmx.train.launch import check_launch, launch
     from dmx.train.resume import check_changes, goes_further
     from dmx.train.runlog import describe_run
     from dmx.train.worker import RESULT
@@ -96,7 +97,14 @@ def run(args: argparse.Namespace) -> int:
         TrainingData.open(config, args.workers)
         result.unlink(missing_ok=True)
         describe_run(folder, config)
-        launch(folder, args.launcher, args.workers)
+        launch(
+            TASK,
+            {"run": str(folder.absolute())},
+            folder=folder,
+            launcher=args.launcher,
+            workers=args.workers,
+            timeout_s=config.timeout_s,
+        )
     print(_table(json.loads(result.read_text(encoding="utf-8"))))
     print("to test it elsewhere:")
     print(f"dmx evaluate {folder} DATASET")

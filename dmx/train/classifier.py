@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from dmx.train.distributed import World, collect, gather_rows, scale_gradient
+from dmx.distributed import World, collect, gather_rows, scale_gradient
 
 PARTS = ("source", "pseudo")
 MOMENTS = ("exp_avg", "exp_avg_sq")

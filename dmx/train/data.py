@@ -18,9 +18,9 @@ from dmx.data.loader import TrainLoader
 from dmx.data.sampler import IdentityBatchSampler, quota_sizes
 from dmx.data.shards import Split
 from dmx.data.transforms import TrainTransform
+from dmx.distributed import World
 from dmx.errors import DmxError
 from dmx.evaluation import require_answers
-from dmx.train.distributed import World
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dmx.distributed import World
 from dmx.model import frozen_statistics
-from dmx.train.distributed import World
 
 Precision = Literal["fp32", "bf16"]
 

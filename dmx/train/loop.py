@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 
 from dmx.cluster import pseudo_labels
 from dmx.data.shards import Split
+from dmx.distributed import collect, meet, own_cores, share, share_tensor, use_cores
 from dmx.embedding import embed as embed_images
 from dmx.errors import DmxError
 from dmx.evaluation import Embedded
 from dmx.evaluation import evaluate as evaluate_retrieval
 from dmx.progress import progress_bar
 from dmx.train.data import EpochLabels
-from dmx.train.distributed import collect, meet, own_cores, share, share_tensor, use_cores
 from dmx.train.purity import cluster_report
 from dmx.train.schedule import (
     begins_anew,

@@ -16,9 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dmx.config import Config
+from dmx.distributed import World, gather_rows
 from dmx.model import domain_balance_loss, domain_labels, domain_loss, soft_triplet_loss
 from dmx.train.classifier import Classifier
-from dmx.train.distributed import World, gather_rows
 from dmx.train.engines import Engine
 from dmx.train.schedule import Stage
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from dmx.config import Config
+from dmx.distributed import World, share
 from dmx.errors import DmxError
 from dmx.model import Discriminator, build_model, synchronise_batchnorm
 from dmx.train.checkpoint import MODEL, Checkpoint, Progress, write_checkpoint
 from dmx.train.classifier import INITIAL_STD, Classifier, ClassifierSettings
 from dmx.train.data import EpochLabels, TrainingData
-from dmx.train.distributed import World, share
 from dmx.train.engines import Engine, EngineSettings, Precision, precision_here
 from dmx.train.runlog import RunLog, versions
 from dmx.train.step import Players

@@ -1,7 +1,6 @@
 """The training worker: a plain function that every process runs, however it was started.
 
-One process:  python -m dmx.train.worker RUN
-Four on this host:  torchrun --nproc-per-node 4 -m dmx.train.worker RUN
+`dmx.launching` starts it; one process, without a launcher:  python -m dmx.train.worker RUN
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ from pathlib import Path
 
 import dmx.config
 from dmx.config import Config
+from dmx.distributed import share, use_cores, world
 from dmx.errors import DmxError
 from dmx.progress import silence
 from dmx.train import loop
 from dmx.train.checkpoint import latest, read_checkpoint
-from dmx.train.distributed import share, use_cores, world
 from dmx.train.engines import forget_process_group
 from dmx.train.runlog import CONFIG, write_whole
 from dmx.train.trainer import Trainer, build_trainer
@@ -67,7 +66,7 @@ def _write_result(trainer: Trainer, config: Config) -> None:
 
 
 def main() -> None:
-    """Entry for torchrun and srun."""
+    """Entry for a process without a launcher."""
     parser = argparse.ArgumentParser(description="Train the run in a folder that `dmx train` prepared.")
     parser.add_argument("run", help="run folder with config.yaml")
     arguments = parser.parse_args()

@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from dmx.train.distributed import World, collect, gather_rows, meet, share, share_tensor, world
+from dmx.distributed import World, collect, gather_rows, meet, share, share_tensor, world
 
 TIMEOUT_S = 5.0
 

@@ -232,7 +232,7 @@ def test_bf16_stays_near_fp32(findings: dict[str, float], stage: int) -> None:
 
 
 def _main() -> None:
-    from dmx.train.distributed import world
+    from dmx.distributed import world
 
     torch.set_num_threads(1)
     with world(timeout_s=120) as place:

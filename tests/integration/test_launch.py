@@ -17,10 +17,10 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from dmx import ray_workers
 from dmx.commands import train
 from dmx.config import from_tree
 from dmx.errors import DmxError
-from dmx.train import launch
 from dmx.train.checkpoint import latest
 from dmx.train.runlog import STEPS, describe_run, read_lines
 from dmx.train.worker import RESULT, train_worker
@@ -145,10 +145,11 @@ def test_other_settings_in_the_same_folder_are_refused(
 
 
 def test_ray_waits_as_long_as_the_settings_say_and_tells_what_a_worker_wrote_down(
-    tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the user has to change comes through as it was said, also when Ray raises an error of its own."""
     failure = tmp_path / "failure"
+    settings = {"failure": str(failure)}
     timeouts = []
 
     class FailingTrainer:
@@ -160,9 +161,9 @@ def test_ray_waits_as_long_as_the_settings_say_and_tells_what_a_worker_wrote_dow
             raise RuntimeError("a worker ended")
 
     monkeypatch.setattr("ray.train.torch.TorchTrainer", FailingTrainer)
-    describe_run(tmp_path / "run", from_tree(("test", tiny_settings | {"timeout_s": 76.5})))
+    monkeypatch.setattr("ray.cluster_resources", dict)
     with pytest.raises(DmxError, match=r"^optim\.lr is too high$"):
-        launch._fit(tmp_path / "run", 1, 1, 0, tmp_path, tmp_path / "output")
+        ray_workers._fit(settings, 1, 1, tmp_path, timeout_s=76.5, max_failures=0)
     assert timeouts == [77]
 
 

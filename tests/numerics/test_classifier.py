@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from dmx.distributed import World, share
 from dmx.train.classifier import Classifier, ClassifierSettings, sharded_cross_entropy
-from dmx.train.distributed import World, share
 
 WIDTH, BATCH = 7, 12
 # (source identities, pseudo-identities): even, uneven, fewer classes than processes, no pseudo-identities.

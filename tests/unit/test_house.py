@@ -51,8 +51,8 @@ def test_only_the_engine_module_imports_deepspeed() -> None:
     assert users_of("deepspeed") == {"dmx/train/engines.py"}
 
 
-def test_only_the_launch_module_imports_ray() -> None:
-    assert users_of("ray") == {"dmx/train/launch.py"}
+def test_only_launching_and_embedding_import_ray() -> None:
+    assert users_of("ray") == {"dmx/ray_cluster.py", "dmx/ray_workers.py"}
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

@@ -40,16 +40,18 @@ def _files(run: Path) -> dict[str, bytes]:
 @pytest.fixture
 def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Runs whose workers would have started; starting one finishes it. Data sets open, whatever they are."""
-    from dmx.train import data, launch
+    from dmx import launching
+    from dmx.train import data
 
     launches: list[Path] = []
 
-    def finish(run: Path, launcher: str, workers: int) -> None:
+    def finish(task: str, arguments: dict[str, Any], **how: Any) -> None:
+        run = Path(arguments["run"])
         launches.append(run)
         assert not (run / RESULT).exists()
         (run / RESULT).write_text(json.dumps({"steps": 1, "tests": {}}))
 
-    monkeypatch.setattr(launch, "launch", finish)
+    monkeypatch.setattr(launching, "launch", finish)
     opens = classmethod(lambda cls, config, processes=1: data._require_settings(config, processes))
     monkeypatch.setattr(data.TrainingData, "open", opens)
     monkeypatch.chdir(tmp_path)
@@ -233,10 +235,10 @@ def test_help_names_recipes_and_settings_are_listed(capsys: pytest.CaptureFixtur
 
 
 def test_launchers_are_named_once() -> None:
-    from dmx.train import launch
+    from dmx import launching
 
     assert LAUNCHERS == ("ray", "torchrun", "inline")
-    assert not hasattr(launch, "LAUNCHERS")
+    assert not hasattr(launching, "LAUNCHERS")
 
 
 def test_a_wrong_setting_needs_no_torch(tmp_path: Path) -> None:

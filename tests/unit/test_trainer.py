@@ -20,12 +20,12 @@ from dmx.cluster import PseudoLabels
 from dmx.commands import train as command
 from dmx.config import Config, from_tree
 from dmx.data.shards import DatasetWriter
+from dmx.distributed import World, own_cores
 from dmx.errors import DmxError
 from dmx.model.batchnorm import SynchronisedBatchNorm
 from dmx.train import loop, trainer, worker
 from dmx.train.checkpoint import MODEL, Checkpoint, Progress
 from dmx.train.data import TrainingData, train_transform
-from dmx.train.distributed import World, own_cores
 from dmx.train.runlog import describe_run
 from dmx.train.trainer import Trainer, build_trainer
 

@@ -1,4 +1,4 @@
-"""The group of training processes: set up, told apart, and the few collectives training needs.
+"""The group of processes that work on one task: set up, told apart, and their few collectives.
 
 The same worker runs under Ray Train (which has set the group up already), under torchrun (which describes
 it in the environment) and alone. Symbols: W processes, B images a process, D feature width.
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This process among the training processes.
+    """This process among those of its task.
 
     Attributes:
         rank: number of this process, from 0.
@@ -52,7 +52,7 @@ class World:
 
 @contextmanager
 def world(timeout_s: float = Config.timeout_s, local: tuple[int, int] | None = None) -> Iterator[World]:
-    """Join the group of training processes, and leave it at the end if it was made here.
+    """Join the group of processes, and leave it at the end if it was made here.
 
     Args:
         timeout_s: how long a collective waits for the other processes, in seconds.
