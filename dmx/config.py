@@ -146,6 +146,20 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class ClassifierConfig:
+    """Rows (class weights) of the identity classifier."""
+
+    precision: Literal["fp32", "bf16"] = _doc(
+        "fp32",
+        "bf16 multiplies rows in bfloat16 and keeps beside them the bits that float32 has more, for the "
+        "updates; either takes 12 bytes a weight, moments included",
+    )
+    block_mb: float = _doc(
+        32.0, "memory for one block of classes in MiB; logits and gradients of more are never held", low=0.001
+    )
+
+
+@dataclass(frozen=True)
 class LossConfig:
     """Weights and constants of the losses."""
 
@@ -179,6 +193,7 @@ class Config:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     loss: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:

@@ -1,9 +1,13 @@
 """The identity classifier: rows (class weights) spread over the processes, outside the engines.
 
 Classes are the S source identities, then the C pseudo-identities of this epoch. Each of the W processes owns
-an equal share of both, sees the features of all of them (B, D) and computes its columns of the logits; the
-softmax is put together from sums over the processes. No process ever holds all rows or all logits, and the
-rows' gradient needs no reduction.
+an equal share of both, sees the features of all of them (B, D) and computes its own classes' logits, a block
+at a time; the softmax is put together from sums over the processes. No process ever holds all rows, all
+logits of its rows or all of its rows' gradient, and that gradient needs no reduction.
+
+The rows' gradient is made when they are updated: `step` goes through the blocks once, makes a block's
+gradient from all micro-batches since the last step, and updates the block. So accumulation needs no room for
+it, and steps of the discriminator, which leave the classifier alone, need no care.
 
 Every epoch the pseudo-identities are new: their rows start at the centroids with an Adam that has seen
 nothing. The source rows are the same classes as before, so they keep their weights *and* their Adam moments;
@@ -13,17 +17,17 @@ makes a new Adam for everything each epoch of stage two; `forget_moments` does t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
+from torch import Tensor
 
 from dmx.distributed import World, collect, gather_rows, scale_gradient
+from dmx.train.rows import MOMENTS, RowPrecision, Rows
+from dmx.train.softmax import Pass, Softmax, blocks, rows_gradient, sharded_cross_entropy
 
 PARTS = ("source", "pseudo")
-MOMENTS = ("exp_avg", "exp_avg_sq")
 INITIAL_STD = 0.001
 
 
@@ -36,70 +40,6 @@ def _counts(total: int, world: World) -> list[int]:
     return [total * (rank + 1) // world.size - total * rank // world.size for rank in range(world.size)]
 
 
-class _ShardedCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy with label smoothing over logits whose columns lie on several processes."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, logits: torch.Tensor, column: torch.Tensor, classes: int, smoothing: float, size: int
-    ) -> torch.Tensor:
-        owned = column >= 0
-        rows = owned.nonzero().squeeze(1)
-        highest = logits.new_full((len(logits),), -torch.inf)
-        if logits.shape[1]:
-            highest = logits.amax(1)
-        if size > 1:
-            dist.all_reduce(highest, op=dist.ReduceOp.MAX)
-        weights = torch.exp(logits - highest[:, None])
-        sums = torch.stack([weights.sum(1), logits.sum(1), torch.zeros_like(highest)])
-        sums[2, rows] = logits[rows, column[rows]]
-        if size > 1:
-            dist.all_reduce(sums)
-        total, logit_sum, target = sums
-        loss = highest + total.log() - (1 - smoothing) * target - smoothing / classes * logit_sum
-        ctx.save_for_backward(weights, total, rows, column[rows])
-        ctx.constants = classes, smoothing
-        mean: torch.Tensor = loss.mean()
-        return mean
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
-        weights, total, rows, columns = ctx.saved_tensors
-        classes, smoothing = ctx.constants
-        logits = weights / total[:, None] - smoothing / classes
-        logits[rows, columns] -= 1 - smoothing
-        return logits * (gradient / len(weights)), None, None, None, None
-
-
-def sharded_cross_entropy(
-    features: torch.Tensor,
-    weight: torch.Tensor,
-    column: torch.Tensor,
-    *,
-    classes: int,
-    smoothing: float,
-    scale: float,
-    size: int,
-) -> torch.Tensor:
-    """Cross-entropy of scale * features @ all rows, from this process's rows.
-
-    Args:
-        features: (B, D), the same on every process.
-        weight: (C_r, D), this process's rows; may be empty.
-        column: (B,) int64, the label's row among this process's rows, -1 where another one owns it.
-        classes: rows over all processes.
-        smoothing: share of the target spread evenly over all classes.
-        scale: factor of the logits.
-        size: number of processes, W.
-
-    Returns:
-        Scalar: the mean over B, the same on every process. Its gradient reaches `weight` in full and
-        `features` only through this process's rows: the sum over the processes is the gradient.
-    """
-    logits = F.linear(features, weight) * scale
-    return _ShardedCrossEntropy.apply(logits, column, classes, smoothing, size)  # type: ignore[no-any-return]
-
-
 @dataclass(frozen=True)
 class ClassifierSettings:
     """What the classifier is made of: `lr` is set anew every epoch."""
@@ -109,12 +49,14 @@ class ClassifierSettings:
     weight_decay: float
     smoothing: float
     scale: float
+    precision: RowPrecision = "fp32"
+    block_bytes: int = Softmax.block_bytes
 
 
 class Classifier:
     """Source and pseudo-identity rows of this process, their optimiser and their loss."""
 
-    def __init__(self, world: World, settings: ClassifierSettings, source_rows: torch.Tensor) -> None:
+    def __init__(self, world: World, settings: ClassifierSettings, source_rows: Tensor) -> None:
         """Start with the source identities alone.
 
         Args:
@@ -129,23 +71,18 @@ class Classifier:
             "source": self._own(source_rows),
             "pseudo": self._own(source_rows.new_zeros((0, settings.width))),
         }
-        self._optimizer = self._make_optimizer()
+        self._lr = settings.lr
+        self._passes: list[Pass] = []
 
-    def _own(self, rows: torch.Tensor) -> torch.nn.Parameter:
-        mine = rows[share_of(len(rows), self.world)]
-        return torch.nn.Parameter(mine.to(self.world.device, copy=True))
-
-    def _make_optimizer(self) -> torch.optim.Adam:
-        return torch.optim.Adam(
-            list(self.rows.values()), lr=self.settings.lr, weight_decay=self.settings.weight_decay
-        )
+    def _own(self, rows: Tensor) -> Rows:
+        return Rows(rows[share_of(len(rows), self.world)], self.settings.precision, self.world.device)
 
     @property
     def classes(self) -> int:
         """Classes over all processes, S + C."""
         return sum(self.sizes.values())
 
-    def set_pseudo_rows(self, centroids: torch.Tensor | None, *, forget_moments: bool = False) -> None:
+    def set_pseudo_rows(self, centroids: Tensor | None, *, forget_moments: bool = False) -> None:
         """Begin an epoch: replace the pseudo-identities.
 
         Args:
@@ -154,14 +91,13 @@ class Classifier:
         """
         if centroids is None:
             centroids = torch.zeros((0, self.settings.width))
-        kept = {} if forget_moments else self._optimizer.state.get(self.rows["source"], {})
         self.sizes["pseudo"] = len(centroids)
         self.rows["pseudo"] = self._own(centroids.float())
-        self._optimizer = self._make_optimizer()
-        if kept:
-            self._optimizer.state[self.rows["source"]] = kept
+        self._passes.clear()
+        if forget_moments:
+            self.rows["source"].forget_moments()
 
-    def loss(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def loss(self, features: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy over the images of all processes.
 
         Args:
@@ -169,23 +105,17 @@ class Classifier:
             labels: (B,) int64 in [0, S + C).
 
         Returns:
-            Scalar, the mean over W B images. Backward leaves the exact gradient in the rows; the features'
-            gradient is W times it, because the engine averages over the W processes.
+            Scalar, the mean over W B images. Backward leaves what `step` makes the rows' gradient from; the
+            features' gradient is W times the exact one, because the engine averages over the W processes.
         """
-        size = self.world.size
+        settings, size = self.settings, self.world.size
+        softmax = Softmax(self.classes, settings.smoothing, settings.scale, size, settings.block_bytes)
         everyone = scale_gradient(gather_rows(features), size)
         column = self._columns(gather_rows(labels))
-        return sharded_cross_entropy(
-            everyone,
-            torch.cat([self.rows["source"], self.rows["pseudo"]]),
-            column,
-            classes=self.classes,
-            smoothing=self.settings.smoothing,
-            scale=self.settings.scale,
-            size=size,
-        )
+        parts = [self.rows[part].values for part in PARTS]
+        return sharded_cross_entropy(everyone, parts, column, softmax, self._passes)
 
-    def _columns(self, labels: torch.Tensor) -> torch.Tensor:
+    def _columns(self, labels: Tensor) -> Tensor:
         source, pseudo = (share_of(self.sizes[part], self.world) for part in PARTS)
         owned_source = source.stop - source.start
         shifted = labels - self.sizes["source"]
@@ -197,38 +127,49 @@ class Classifier:
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of all rows."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        self._lr = lr
+
+    def gradients(self) -> Iterator[tuple[Rows, slice, Tensor]]:
+        """The rows' gradient, summed over the micro-batches since the last step, a block at a time.
+
+        Yields:
+            Rows of a part, the block's place among them, and its (n, D) float32 gradient.
+        """
+        if not self._passes:
+            return
+        images, width = self._passes[0].scaled.shape
+        first = 0
+        for part in PARTS:
+            rows = self.rows[part]
+            for block in blocks(len(rows), images, width, self.settings.block_bytes):
+                yield rows, block, rows_gradient(self._passes, rows.values[block], first + block.start)
+            first += len(rows)
 
     def step(self) -> None:
-        """Update this process's rows and clear their gradient."""
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        """Update this process's rows, if there was a backward pass, and forget its gradient."""
+        for rows, block, gradient in self.gradients():
+            rows.update(block, gradient, self._lr, self.settings.weight_decay)
+        if self._passes:
+            for rows in self.rows.values():
+                rows.count_step()
+        self._passes.clear()
 
-    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+    def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
         """All rows and moments (on the CPU of the first process), and Adam's steps of each part."""
-        tensors: dict[str, torch.Tensor] = {}
-        steps: dict[str, int] = {}
-        for part in PARTS:
-            rows, counts = self.rows[part], _counts(self.sizes[part], self.world)
-            own = self._optimizer.state.get(rows, {})
-            tensors[part] = collect(self.world, rows.detach().cpu(), counts)
-            steps[part] = int(own["step"]) if own else 0
-            if own:
-                for moment in MOMENTS:
-                    tensors[f"{part}.{moment}"] = collect(self.world, own[moment].cpu(), counts)
-        return tensors, steps
+        tensors: dict[str, Tensor] = {}
+        for part, rows in self.rows.items():
+            counts = _counts(self.sizes[part], self.world)
+            for name, own in rows.state().items():
+                tensors[part if name == "rows" else f"{part}.{name}"] = collect(self.world, own, counts)
+        return tensors, {part: rows.steps for part, rows in self.rows.items()}
 
-    def load_state(self, tensors: dict[str, torch.Tensor], steps: dict[str, int]) -> None:
-        """Go on from what `state` returned, at any number of processes."""
+    def load_state(self, tensors: dict[str, Tensor], steps: dict[str, int]) -> None:
+        """Go on from what `state` returned, at any number of processes and in either precision."""
+        self._passes.clear()
         for part in PARTS:
             self.sizes[part] = len(tensors[part])
             self.rows[part] = self._own(tensors[part])
-        self._optimizer = self._make_optimizer()
-        for part in PARTS:
             if steps[part]:
                 mine = share_of(self.sizes[part], self.world)
-                state: dict[str, Any] = {"step": torch.tensor(float(steps[part]))}
-                for moment in MOMENTS:
-                    state[moment] = tensors[f"{part}.{moment}"][mine].to(self.world.device, copy=True)
-                self._optimizer.state[self.rows[part]] = state
+                first, second = (tensors[f"{part}.{moment}"][mine] for moment in MOMENTS)
+                self.rows[part].load_moments((first, second), steps[part])

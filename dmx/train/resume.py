@@ -20,6 +20,7 @@ CHANGEABLE = (
     "cluster.",
     "schedule.",
     "optim.",
+    "classifier.",
     "loss.",
 )
 

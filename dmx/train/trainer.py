@@ -210,4 +210,6 @@ def _classifier_settings(config: Config, width: int) -> ClassifierSettings:
         weight_decay=config.optim.weight_decay,
         smoothing=config.loss.label_smoothing,
         scale=config.loss.logit_scale,
+        precision=config.classifier.precision,
+        block_bytes=int(config.classifier.block_mb * 2**20),
     )
