@@ -149,6 +149,33 @@ def gpu(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def decoders(results: dict[str, Any]) -> str:
+    """Microseconds of a core an image, by decoder and by resizer."""
+    sizes = list(dict.fromkeys(tuple(row["source"]) for row in results["rows"]))
+    height, width = results["target"]
+    lines = [
+        f"| | {' | '.join(f'{h} x {w} px, µs' for h, w in sizes)} | furthest pixel |",
+        "|---|" + "---:|" * (len(sizes) + 1),
+    ]
+    for part, verb in (("decode", ""), ("resize", f"resize to {height} x {width}: ")):
+        rows = [row for row in results["rows"] if row["part"] == part]
+        for name in dict.fromkeys(row["name"] for row in rows):
+            own = {tuple(row["source"]): row for row in rows if row["name"] == name}
+            cells = [f"{own[size]['cpu_us']:.0f}" if size in own else "" for size in sizes]
+            worst = max(row["max_difference"] for row in own.values())
+            version = results["versions"].get(name)
+            label = f"{verb}{name}" + (f" {version}" if part == "decode" and version else "")
+            lines.append(f"| {label} | {' | '.join(cells)} | {worst} |")
+    missing = "; ".join(f"{name} was not measured ({why})" for name, why in results["not_measured"].items())
+    lines += [
+        "",
+        f"Time of one core of an {results['cpu']} an image, median of {results['rounds']} rounds over "
+        f"{results['images']} rendered people; levels of 255 from Pillow's pixels.{' ' * bool(missing)}"
+        f"{missing}{'.' * bool(missing)}",
+    ]
+    return "\n".join(lines)
+
+
 def spread(shares: list[float]) -> str:
     """Mean and sample standard deviation, in percent."""
     deviation = statistics.stdev(shares) if len(shares) > 1 else 0.0
@@ -158,6 +185,7 @@ def spread(shares: list[float]) -> str:
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "demo": demo,
     "cluster_cpu": cluster_cpu,
+    "decoders": decoders,
     "gpu": gpu,
     "model": model,
 }

@@ -10,8 +10,19 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from dmx.data.images import BrokenImageError
-from dmx.data.transforms import MEAN, STD, TestTransform, TrainTransform, erasing_box, normalise, shift
+from dmx.data.images import BrokenImageError, decode
+from dmx.data.transforms import (
+    MEAN,
+    STD,
+    TestTransform,
+    TrainTransform,
+    decode_resized,
+    erasing_box,
+    normalise,
+    normalise_batch,
+    resize,
+    shift,
+)
 from dmx.errors import DmxError
 
 
@@ -35,13 +46,54 @@ def test_normalise_is_the_formula() -> None:
     np.testing.assert_allclose(found.numpy(), expected.transpose(2, 0, 1), atol=3 * 2**-23 * 3)
 
 
-@pytest.mark.parametrize(("height", "width"), [(40, 18), (32, 16), (64, 48), (1, 1)])
+def test_a_batch_is_normalised_to_the_same_bits() -> None:
+    pixels = np.stack([pixels_of(seed=seed) for seed in range(3)])
+    found = normalise_batch(torch.from_numpy(pixels))
+    assert torch.equal(found, torch.stack([normalise(image) for image in pixels]))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def photo(height: int = 61, width: int = 37) -> Image.Image:
+    """Smooth, as what JPEG is made for; noise would hide how colours are interpolated."""
+    return Image.fromarray(pixels_of(6, 4)).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"optimize": True}])
+def test_jpegs_have_the_pixels_that_pillow_gives(mode: str, options: dict[str, object]) -> None:
+    buffer = io.BytesIO()
+    photo().convert(mode).save(buffer, "JPEG", quality=80, **options)
+    expected = np.asarray(Image.open(buffer).convert("RGB"))
+    found = decode(buffer.getvalue())
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(decode_resized(buffer.getvalue(), 20, 10), resize(expected, 20, 10))
+
+
+def test_faulty_jpegs_are_judged_by_pillow() -> None:
+    """What it decodes all the same is decoded; what it refuses is refused with its reason."""
+    buffer = io.BytesIO()
+    photo().save(buffer, "JPEG")
+    whole = buffer.getvalue()
+    np.testing.assert_array_equal(decode(whole + b"after the end"), decode(whole))
+    with_stray_bytes = whole[:-2] + bytes(5) + whole[-2:]
+    expected = np.asarray(Image.open(io.BytesIO(with_stray_bytes)).convert("RGB"))
+    np.testing.assert_array_equal(decode(with_stray_bytes), expected)
+    with pytest.raises(BrokenImageError, match=r"not decodable: .*truncated"):
+        decode(whole[: len(whole) * 3 // 4])
+    with pytest.raises(BrokenImageError, match=r"not decodable|not an image"):
+        decode(whole[:4] + b"nothing of the kind")
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 18), (32, 16), (64, 48), (10, 60), (1, 1)])
 def test_test_transform_is_bicubic_resize(height: int, width: int) -> None:
-    pixels = pixels_of()
+    """As Pillow's, but for the rounding: each of the two passes rounds, and Pillow chooses their order."""
+    pixels = pixels_of() // 2 + 64  # nothing passes 0 or 255 between the passes
     resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+    assert np.abs(resize(pixels, height, width).astype(int) - np.asarray(resized).astype(int)).max() <= 2
     found = TestTransform(height, width)(png(pixels))
     assert found.shape == (3, height, width)
-    assert torch.equal(found, normalise(np.asarray(resized)))
+    assert torch.equal(found, normalise(resize(pixels, height, width)))
 
 
 def test_train_transform_without_randomness_is_the_test_transform() -> None:
