@@ -154,8 +154,11 @@ class ClassifierConfig:
         "bf16 multiplies rows in bfloat16 and keeps beside them the bits that float32 has more, for the "
         "updates; either takes 12 bytes a weight, moments included",
     )
-    block_mb: float = _doc(
-        32.0, "memory for one block of classes in MiB; logits and gradients of more are never held", low=0.001
+    block_mb: float | None = _doc(
+        None,
+        "MiB of temporaries: logits and gradients exist for as many classes at a time as fit in; null is 4 on "
+        "a CPU, whose caches hold that, and 1024 on a GPU",
+        low=0.001,
     )
 
 

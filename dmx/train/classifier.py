@@ -25,7 +25,7 @@ from torch import Tensor
 
 from dmx.distributed import World, collect, gather_rows, scale_gradient
 from dmx.train.rows import MOMENTS, RowPrecision, Rows
-from dmx.train.softmax import Pass, Softmax, blocks, rows_gradient, sharded_cross_entropy
+from dmx.train.softmax import BLOCK_BYTES, Pass, Softmax, blocks, rows_gradient, sharded_cross_entropy
 
 PARTS = ("source", "pseudo")
 INITIAL_STD = 0.001
@@ -42,7 +42,7 @@ def _counts(total: int, world: World) -> list[int]:
 
 @dataclass(frozen=True)
 class ClassifierSettings:
-    """What the classifier is made of: `lr` is set anew every epoch."""
+    """What the classifier is made of: `lr` is set anew every epoch; `block_bytes` None suits the device."""
 
     width: int
     lr: float
@@ -50,7 +50,7 @@ class ClassifierSettings:
     smoothing: float
     scale: float
     precision: RowPrecision = "fp32"
-    block_bytes: int = Softmax.block_bytes
+    block_bytes: int | None = None
 
 
 class Classifier:
@@ -71,6 +71,7 @@ class Classifier:
             "source": self._own(source_rows),
             "pseudo": self._own(source_rows.new_zeros((0, settings.width))),
         }
+        self._block_bytes = settings.block_bytes or BLOCK_BYTES[world.device.type]
         self._lr = settings.lr
         self._passes: list[Pass] = []
 
@@ -109,7 +110,7 @@ class Classifier:
             features' gradient is W times the exact one, because the engine averages over the W processes.
         """
         settings, size = self.settings, self.world.size
-        softmax = Softmax(self.classes, settings.smoothing, settings.scale, size, settings.block_bytes)
+        softmax = Softmax(self.classes, settings.smoothing, settings.scale, size, self._block_bytes)
         everyone = scale_gradient(gather_rows(features), size)
         column = self._columns(gather_rows(labels))
         parts = [self.rows[part].values for part in PARTS]
@@ -141,7 +142,7 @@ class Classifier:
         first = 0
         for part in PARTS:
             rows = self.rows[part]
-            for block in blocks(len(rows), images, width, self.settings.block_bytes):
+            for block in blocks(len(rows), images, width, self._block_bytes):
                 yield rows, block, rows_gradient(self._passes, rows.values[block], first + block.start)
             first += len(rows)
 

@@ -12,6 +12,7 @@ would be 4 more, and exists for one block of rows at a time.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -21,6 +22,8 @@ from torch.optim.adam import adam
 RowPrecision = Literal["fp32", "bf16"]
 MOMENTS = ("exp_avg", "exp_avg_sq")
 BETAS, EPS = (0.9, 0.999), 1e-8  # torch's defaults, which the published code takes
+
+COPIED_ROWS = 4096  # at a time, between float32 and its two halves
 
 
 def split(exact: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,13 +38,18 @@ def split(exact: Tensor) -> tuple[Tensor, Tensor]:
     bits = exact.view(torch.int32)
     upper = (bits + 0x8000).bitwise_right_shift_(16)
     rounded = upper.to(torch.int16).view(torch.bfloat16)
-    return rounded, (bits - upper.bitwise_left_shift_(16)).to(torch.int16)
+    rest = torch.sub(bits, upper.bitwise_left_shift_(16), out=upper)
+    return rounded, rest.to(torch.int16)
 
 
 def join(rounded: Tensor, rest: Tensor) -> Tensor:
     """What `split` took apart: (...) float32."""
     bits = rounded.view(torch.int16).to(torch.int32)
     return bits.bitwise_left_shift_(16).add_(rest).view(torch.float32)
+
+
+def _blocks(rows: int) -> Iterator[slice]:
+    return (slice(begin, begin + COPIED_ROWS) for begin in range(0, rows, COPIED_ROWS))
 
 
 class Rows:
@@ -63,9 +71,13 @@ class Rows:
         self.steps = 0
         self._moments: tuple[Tensor, Tensor] | None = None
         self._rest: Tensor | None = None
-        self.values = exact.to(device, copy=True)
-        if precision == "bf16":
-            self.values, self._rest = split(self.values)
+        if precision == "fp32":
+            self.values = exact.to(device, copy=True)
+            return
+        self.values = torch.empty(exact.shape, dtype=torch.bfloat16, device=device)
+        self._rest = torch.empty(exact.shape, dtype=torch.int16, device=device)
+        for block in _blocks(len(exact)):
+            self.values[block], self._rest[block] = split(exact[block].to(device))
 
     def __len__(self) -> int:
         return len(self.values)
@@ -111,12 +123,17 @@ class Rows:
         self.steps, self._moments = 0, None
 
     def state(self) -> dict[str, Tensor]:
-        """On the CPU, (n, D) float32: `rows`, and by name what moments there are (not copied where they lie)."""
-        blocks = (slice(begin, begin + 4096) for begin in range(0, len(self), 4096))
-        state = {"rows": torch.cat([self.values[:0].float().cpu(), *(self.exact(b).cpu() for b in blocks)])}
+        """`rows` and what moments there are by name: (n, D) float32 on the CPU, not copied where they lie."""
+        state = {"rows": self.exact().cpu() if self._rest is None else self._joined()}
         if self._moments is not None:
             state |= {name: moment.cpu() for name, moment in zip(MOMENTS, self._moments, strict=True)}
         return state
+
+    def _joined(self) -> Tensor:
+        whole = torch.empty(self.values.shape)
+        for block in _blocks(len(self)):
+            whole[block] = self.exact(block)
+        return whole
 
     def load_moments(self, moments: tuple[Tensor, Tensor], steps: int) -> None:
         """Go on after `steps` updates with a copy of `moments`, (n, D) float32 each."""

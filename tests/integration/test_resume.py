@@ -18,8 +18,10 @@ import torch
 from safetensors.torch import load_file
 
 from dmx.config import from_tree, read_yaml
+from dmx.train import loop
 from dmx.train.checkpoint import latest, load_model
 from dmx.train.runlog import CONFIG, EPOCHS, STEPS, describe_run, read_lines
+from dmx.train.trainer import Trainer
 from dmx.train.worker import RESULT, train_worker
 
 STEPS_PER_EPOCH, EPOCH_COUNT = 12, 4
@@ -90,10 +92,11 @@ def _lines_so_far(file: Path) -> int:
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
-def _copy(run: Path, to: Path, **optim: Any) -> Path:
+def _copy(run: Path, to: Path, classifier: dict[str, Any] | None = None, **optim: Any) -> Path:
     """The killed run elsewhere, going on with other settings."""
     shutil.copytree(run, to)
-    describe_run(to, from_tree(("saved", read_yaml(to / CONFIG)), ("test", {"optim": optim})))
+    tree = {"optim": optim, "classifier": classifier or {}}
+    describe_run(to, from_tree(("saved", read_yaml(to / CONFIG)), ("test", tree)))
     return to
 
 
@@ -151,6 +154,30 @@ def test_killed_run_goes_on_with_two_workers(whole: Path, killed: Path, tmp_path
     done = subprocess.run([*command, "-m", "dmx.train.worker", str(run)], check=False, timeout=300)
     assert done.returncode == 0
     _assert_close(run, whole)
+
+
+def test_bfloat16_rows_go_on_bit_identically(
+    killed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs with rows in bfloat16 and blocks of a few classes, one of which stops within an epoch."""
+    classifier = {"precision": "bf16", "block_mb": 0.01}
+    straight, stopped = (_copy(killed, tmp_path / name, classifier) for name in ("straight", "stopped"))
+    train_worker(straight)
+    log_step = loop._log_step
+
+    def stop_at_a_step(trainer: Trainer, epoch: int, step: int, values: dict[str, float]) -> None:
+        if (epoch, step) == (3, 7):
+            raise KeyboardInterrupt
+        log_step(trainer, epoch, step, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_log_step", stop_at_a_step)
+        with pytest.raises(KeyboardInterrupt):
+            train_worker(stopped)
+    train_worker(stopped)
+    _assert_bit_identical(stopped, straight)
+    moved = _tensors(straight)["classifier/source"]
+    assert not torch.equal(moved.bfloat16().float(), moved), "the rows hold more than bfloat16"
 
 
 def _assert_close(run: Path, whole: Path) -> None:

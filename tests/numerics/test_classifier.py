@@ -22,7 +22,7 @@ SMOOTHING, SCALE = 0.1, 0.5
 # Sums of a few dozen terms of order 1: 100 roundings of float32 (6e-8) each way.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 6e-6}
 # Of the temporaries of a block: room for one class, for three (which divide few of the shares), for all.
-BLOCK_BYTES = (1, 3 * (10 * BATCH + 12 * WIDTH), 2**20)
+BLOCK_BYTES = (1, 3 * (8 * BATCH + 16 * WIDTH), 2**20)
 
 
 def _problem(source: int, pseudo: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
