@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from dmx.config import Config
 from dmx.cores import cores
+from dmx.waiting import waiting, who
 
 T = TypeVar("T")
 
@@ -61,11 +62,15 @@ def world(timeout_s: float = Config.timeout_s, local: tuple[int, int] | None = N
     Yields:
         This process's place. An error that passes through gets a note with the rank, so that the log of
         many processes tells which one failed.
+
+    Raises:
+        WaitError: the others do not come within the timeout.
     """
     timeout = datetime.timedelta(seconds=timeout_s)
     made_here = not dist.is_initialized()
     if made_here:
-        _join(os.environ, timeout)
+        with waiting("the start of all processes"):
+            _join(os.environ, timeout)
     rank, size = dist.get_rank(), dist.get_world_size()
     local_rank, local_size = local or (
         int(os.environ.get("LOCAL_RANK", rank)),
@@ -75,12 +80,13 @@ def world(timeout_s: float = Config.timeout_s, local: tuple[int, int] | None = N
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
-    control = dist.new_group(backend="gloo", timeout=timeout) if size > 1 else None
+    with waiting("the group for small messages"):
+        control = dist.new_group(backend="gloo", timeout=timeout) if size > 1 else None
     place = World(rank, size, local_rank, local_size, device, timeout_s, control)
     try:
         yield place
     except Exception as error:
-        error.add_note(f"in training process {rank} of {size} on {os.uname().nodename}")
+        error.add_note(f"in {who()}")
         raise
     finally:
         if made_here:
@@ -115,20 +121,12 @@ def meet(world: World, place: str) -> None:
     """Wait until every process has come this far.
 
     Raises:
-        RuntimeError: naming the place and the processes that did not come within the timeout.
+        WaitError: naming the place and the processes that did not come within the timeout.
     """
-    if world.size == 1:
-        return
-    try:
-        dist.monitored_barrier(
-            world.control, timeout=datetime.timedelta(seconds=world.timeout_s), wait_all_ranks=True
-        )
-    except RuntimeError as error:
-        raise RuntimeError(
-            f"training process {world.rank} of {world.size} waited {world.timeout_s:.0f} s at '{place}' for "
-            f"the others: {error}. Look at the log of the process named here: it failed or hangs. If it only "
-            "works for longer (the first process clusters and evaluates for all), raise timeout_s"
-        ) from error
+    if world.size > 1:
+        timeout = datetime.timedelta(seconds=world.timeout_s)
+        with waiting(place):
+            dist.monitored_barrier(world.control, timeout=timeout, wait_all_ranks=True)
 
 
 def share(world: World, value: T) -> T:
@@ -136,7 +134,8 @@ def share(world: World, value: T) -> T:
     if world.size == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0, group=world.control)
+    with waiting("what the first process shares"):
+        dist.broadcast_object_list(box, src=0, group=world.control)
     return box[0]
 
 
@@ -149,7 +148,8 @@ def share_tensor(world: World, tensor: torch.Tensor | None) -> torch.Tensor:
     shape, kind = share(world, None if tensor is None else (tuple(tensor.shape), tensor.dtype)) or ((), None)
     if not world.leads or tensor is None:
         tensor = torch.empty(shape, dtype=kind)
-    dist.broadcast(tensor.contiguous(), src=0, group=world.control)
+    with waiting("the tensor that the first process shares"):
+        dist.broadcast(tensor.contiguous(), src=0, group=world.control)
     return tensor
 
 
@@ -169,7 +169,8 @@ def collect(world: World, part: torch.Tensor, counts: list[int]) -> torch.Tensor
     padded = part.new_zeros((largest, *part.shape[1:]))
     padded[: len(part)] = part
     parts = [torch.empty_like(padded) for _ in counts] if world.leads else None
-    dist.gather(padded, parts, dst=0, group=world.control)
+    with waiting("the rows of all, collected on the first process"):
+        dist.gather(padded, parts, dst=0, group=world.control)
     if parts is None:
         return part[:0].clone()
     return torch.cat([rows[:count] for rows, count in zip(parts, counts, strict=True)])
@@ -182,14 +183,16 @@ class _GatherRows(torch.autograd.Function):
     def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
         ctx.rows = len(rows)
         gathered = rows.new_empty((dist.get_world_size() * len(rows), *rows.shape[1:]))
-        dist.all_gather_into_tensor(gathered, rows.contiguous())
+        with waiting("the rows of all"):
+            dist.all_gather_into_tensor(gathered, rows.contiguous())
         return gathered
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         # A copy: autograd may hand the same tensor to others.
         gradient = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient)
+        with waiting("the gradients of all"):
+            dist.all_reduce(gradient)
         start = dist.get_rank() * ctx.rows
         return gradient[start : start + ctx.rows]
 

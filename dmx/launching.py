@@ -35,6 +35,7 @@ def launch(
     workers: int,
     timeout_s: float,
     max_failures: int = MAX_FAILURES,
+    allowed: Callable[[int], bool] = lambda workers: True,
 ) -> None:
     """Run a task on several workers to its end.
 
@@ -45,7 +46,8 @@ def launch(
         launcher: how the workers are started.
         workers: number of processes.
         timeout_s: how long the processes wait for each other, in seconds.
-        max_failures: how many times workers that died are started again (not `inline`).
+        max_failures: how many times workers that ended are started again (not `inline`).
+        allowed: whether the task can do with this number of workers, when hosts are lost (only `ray`).
 
     Raises:
         DmxError: the workers cannot be started like this, or failed for good.
@@ -58,7 +60,7 @@ def launch(
     else:
         from dmx.ray_workers import launch_ray
 
-        launch_ray(task, arguments, folder, workers, timeout_s, max_failures)
+        launch_ray(task, arguments, folder, workers, timeout_s, max_failures, allowed)
 
 
 def check_launch(launcher: Launcher, workers: int) -> None:

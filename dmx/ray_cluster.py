@@ -1,13 +1,20 @@
-"""Ray: joining the cluster that RAY_ADDRESS names, or starting a private one on this host."""
+"""Ray: joining the cluster that RAY_ADDRESS names, or starting a private one on this host.
+
+Wait for the hosts of a cluster that is starting:  python -m dmx.ray_cluster HOSTS SECONDS
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import shutil
+import socket
+import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from dmx.cores import cores
 from dmx.errors import DmxError
@@ -19,6 +26,10 @@ RAY_SETTINGS = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
 }
+POLL_S = 0.5
+CONNECT_S = 5.0
+HEAD_POLL_S = 2.0
+HEAD_S = 30.0
 
 
 @contextmanager
@@ -45,9 +56,12 @@ def ray_cluster(cpus: int | None = None, object_store_bytes: int | None = None) 
     except ImportError as error:
         raise DmxError("this wants Ray: install dmx[cpu] or dmx[gpu]") from error
     scratch = tempfile.mkdtemp(prefix="dmx-", dir="/tmp")  # Socket names in it must be short.
-    try:
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        stack.callback(ray.shutdown)
         if joins_cluster():
             _join(os.environ["RAY_ADDRESS"])
+            stack.enter_context(_watching(ray.get_runtime_context().gcs_address))
         else:
             ray.init(
                 address="local",
@@ -60,14 +74,88 @@ def ray_cluster(cpus: int | None = None, object_store_bytes: int | None = None) 
                 log_to_driver=False,
             )
         yield ray.get_runtime_context().gcs_address
+
+
+@contextmanager
+def _watching(address: str) -> Iterator[None]:
+    """End this process with a word when the head is silent for HEAD_S seconds.
+
+    Ray's calls do not return then, and after a minute its own code ends the process without one.
+    """
+    done = threading.Event()
+
+    def watch() -> None:
+        last_heard = time.monotonic()
+        while not done.wait(HEAD_POLL_S):
+            now = time.monotonic()
+            if answers(address):
+                last_heard = now
+            elif now - last_heard > HEAD_S and not done.is_set():
+                sys.stderr.write(
+                    f"error: {os.uname().nodename} waited {HEAD_S:.0f} s for the head of the Ray cluster at "
+                    f"{address}, which does not answer: once it is back, or with RAY_ADDRESS naming another, "
+                    "run the same command again, which goes on from the last checkpoint or part\n"
+                )
+                sys.stderr.flush()
+                os._exit(2)
+
+    thread = threading.Thread(target=watch, name="watch-head", daemon=True)
+    thread.start()
+    try:
+        yield
     finally:
-        ray.shutdown()
-        shutil.rmtree(scratch, ignore_errors=True)
+        done.set()
+        thread.join(2 * CONNECT_S)
 
 
 def joins_cluster() -> bool:
     """Whether there is a cluster to join: RAY_ADDRESS is set."""
     return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def await_hosts(count: int, timeout_s: float) -> None:
+    """Wait until the cluster at RAY_ADDRESS has `count` hosts.
+
+    Raises:
+        DmxError: it does not within `timeout_s` seconds, naming the hosts that came.
+    """
+    if not joins_cluster():
+        raise DmxError("RAY_ADDRESS: wanted the address of a Ray cluster, found none set")
+    deadline = time.monotonic() + timeout_s
+    while not answers(os.environ["RAY_ADDRESS"]):
+        if time.monotonic() > deadline:
+            raise DmxError(
+                f"{os.uname().nodename} waited {timeout_s:.0f} s for the head of the Ray cluster at "
+                f"{os.environ['RAY_ADDRESS']}, which does not answer: look at the log of its start"
+            )
+        time.sleep(POLL_S)
+    with ray_cluster():
+        while len(names := host_resources()) < count:
+            if time.monotonic() > deadline:
+                raise DmxError(
+                    f"{os.uname().nodename} waited {timeout_s:.0f} s for {count} hosts, found {len(names)}: "
+                    f"{', '.join(names)}; look at the logs of the others' start"
+                )
+            time.sleep(POLL_S)
+
+
+def host_resources() -> dict[str, dict[str, float]]:
+    """What the hosts of the cluster have that this process is connected to (CPU, GPU), by their name."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    named = {f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})": node for node in nodes}
+    return {name: dict(named[name]["Resources"]) for name in sorted(named)}
+
+
+def answers(address: str, timeout_s: float = CONNECT_S) -> bool:
+    """Whether something takes connections at `host:port`."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout_s).close()
+    except OSError:
+        return False
+    return True
 
 
 def _join(address: str) -> None:
@@ -80,3 +168,16 @@ def _join(address: str) -> None:
             f"RAY_ADDRESS: wanted a Ray cluster at {address}, found: {error}. Start one (see launch/), "
             "or unset RAY_ADDRESS to work on this host alone"
         ) from error
+
+
+def main() -> None:
+    """Entry for the scripts of launch/."""
+    count, timeout_s = sys.argv[1:]
+    try:
+        await_hosts(int(count), float(timeout_s))
+    except DmxError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

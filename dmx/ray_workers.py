@@ -1,89 +1,222 @@
-"""Workers of a task on Ray Train: started again when they die, their words brought to this process."""
+"""Workers of a task on Ray Train: started again when they end, their words brought to this process."""
 
 from __future__ import annotations
 
 import io
 import math
+import os
 import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dmx.cores import cores
 from dmx.errors import DmxError
 from dmx.launching import run_task
-from dmx.ray_cluster import ray_cluster
+from dmx.ray_cluster import host_resources, ray_cluster
 
 FOLLOW_S = 0.2
+POLL_S = 0.5
+ROOM_S = 30.0
 OBJECT_STORE_BYTES = 100_000_000  # Workers pass nothing through it.
 
 
+@dataclass(frozen=True)
+class Crew:
+    """The workers of one attempt: how many, and what each of them gets."""
+
+    workers: int
+    cores_each: int
+    has_gpu: bool
+
+
+class _WorkersEndedError(Exception):
+    """Workers ended before their task did."""
+
+
 def launch_ray(
-    task: str, arguments: dict[str, Any], folder: Path, workers: int, timeout_s: float, max_failures: int
+    task: str,
+    arguments: dict[str, Any],
+    folder: Path,
+    workers: int,
+    timeout_s: float,
+    max_failures: int,
+    allowed: Callable[[int], bool],
 ) -> None:
     """Run a task on Ray Train; arguments as for `dmx.launching.launch`.
 
+    Workers that end are started again, on the hosts that are there then. Where fewer have room, fewer start.
+
     Raises:
-        DmxError: there is no Ray, or the workers failed for good.
+        DmxError: there is no Ray or no room, or the workers failed for good.
     """
-    cores_each = max(1, cores() // workers)
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(".launch-*"):  # by a launch that was killed
         shutil.rmtree(left, ignore_errors=True)
     storage = Path(tempfile.mkdtemp(prefix=".launch-", dir=folder.absolute()))
+    settings = {
+        "task": task,
+        "arguments": arguments,
+        "output": str(storage / "output"),
+        "is_terminal": sys.stderr.isatty(),
+    }
+    cpus = workers * max(1, cores() // workers)
     try:
-        with ray_cluster(workers * cores_each, OBJECT_STORE_BYTES), _following(storage / "output") as output:
-            settings = {
-                "task": task,
-                "arguments": arguments,
-                "output": str(output),
-                "failure": str(storage / "failure"),
-                "is_terminal": sys.stderr.isatty(),
-            }
-            _fit(settings, workers, cores_each, storage, timeout_s, max_failures)
+        with ray_cluster(cpus, OBJECT_STORE_BYTES), _following(storage / "output"):
+            _run_crews(settings, workers, storage, timeout_s, max_failures, allowed)
     finally:
         shutil.rmtree(storage, ignore_errors=True)
 
 
-def _fit(
+def _run_crews(
     settings: dict[str, Any],
     workers: int,
-    cores_each: int,
     storage: Path,
     timeout_s: float,
     max_failures: int,
+    allowed: Callable[[int], bool],
 ) -> None:
-    import ray
+    """One crew after the other, until the task is done."""
+    for attempt in range(max_failures + 1):
+        crew = _await_room(workers, allowed)
+        try:
+            _fit(settings, crew, storage / str(attempt), timeout_s)
+        except _WorkersEndedError as error:
+            if attempt == max_failures:
+                raise DmxError(f"workers ended {attempt + 1} times, the last time so: {error}") from error
+            print(
+                f"workers ended, and start again from where they stood ({attempt + 1} of {max_failures} "
+                f"times): {error}",
+                file=sys.stderr,
+                flush=True,
+            )
+        else:
+            return
+
+
+def _await_room(workers: int, allowed: Callable[[int], bool]) -> Crew:
+    """The largest allowed crew that the hosts have room for; `workers` of them if they come within ROOM_S.
+
+    Raises:
+        DmxError: there is room for none.
+    """
+    deadline = time.monotonic() + ROOM_S
+    while True:
+        hosts = host_resources()
+        crew = crew_of(hosts, workers)
+        if crew is not None:
+            return crew
+        if time.monotonic() > deadline:
+            break
+        time.sleep(POLL_S)
+    for fewer in range(workers - 1, 0, -1):
+        crew = crew_of(hosts, fewer) if allowed(fewer) else None
+        if crew is not None:
+            print(
+                f"{workers} workers have no room on {_shown(hosts)}: going on with {fewer}",
+                file=sys.stderr,
+                flush=True,
+            )
+            return crew
+    raise DmxError(
+        f"{os.uname().nodename} waited {ROOM_S:.0f} s for room for {workers} workers, found {_shown(hosts)}: "
+        "add hosts, or start fewer workers"
+    )
+
+
+def crew_of(hosts: Mapping[str, Mapping[str, float]], workers: int) -> Crew | None:
+    """Share the hosts out among this many workers.
+
+    Args:
+        hosts: what each has by its name: CPU and GPU, in numbers of them.
+        workers: how many there shall be, each with a GPU if there is any.
+
+    Returns:
+        The crew with the most cores a worker; None when there is no room for it.
+    """
+    has_gpu = any(host.get("GPU", 0) > 0 for host in hosts.values())
+    most = int(max((host.get("CPU", 0) for host in hosts.values()), default=0))
+    for each in range(most, 0, -1):
+        room = 0
+        for host in hosts.values():
+            fit = host.get("CPU", 0) // each
+            room += int(min(fit, host.get("GPU", 0)) if has_gpu else fit)
+        if room >= workers:
+            return Crew(workers, each, has_gpu)
+    return None
+
+
+def _shown(hosts: Mapping[str, Mapping[str, float]]) -> str:
+    parts = []
+    for name, host in hosts.items():
+        gpus = f" and {host['GPU']:.0f} GPUs" if host.get("GPU") else ""
+        parts.append(f"{name} with {host.get('CPU', 0):.0f} cores{gpus}")
+    return ", ".join(parts)
+
+
+def _fit(settings: dict[str, Any], crew: Crew, storage: Path, timeout_s: float) -> None:
+    """One crew, to the end of its task.
+
+    Args:
+        settings: what the workers do, and the file that the first one prints to.
+        crew: how many workers, and what each gets.
+        storage: a folder that does not exist yet, seen by all hosts: Ray's notes, and the workers' word.
+        timeout_s: how long the workers wait for each other, in seconds.
+
+    Raises:
+        DmxError: what a worker told the user.
+        _WorkersEndedError: anything else that ended them.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    failure = Path(settings["failure"])
-    has_gpu = ray.cluster_resources().get("GPU", 0) > 0
+    storage.mkdir()
+    failure = storage / "failure"
     trainer = TorchTrainer(
         _ray_worker,
-        train_loop_config=settings,
+        train_loop_config=settings | {"failure": str(failure)},
         scaling_config=ScalingConfig(
-            num_workers=workers,
-            use_gpu=has_gpu,
-            resources_per_worker={"CPU": cores_each} | ({"GPU": 1} if has_gpu else {}),
+            num_workers=crew.workers,
+            use_gpu=crew.has_gpu,
+            resources_per_worker={"CPU": crew.cores_each} | ({"GPU": 1} if crew.has_gpu else {}),
         ),
+        # A crew that failed is not started again by Ray, which would wait for hosts that are gone.
         run_config=RunConfig(
-            name="workers", storage_path=str(storage), failure_config=FailureConfig(max_failures=max_failures)
+            name="workers",
+            storage_path=str(storage),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
         ),
         torch_config=TorchConfig(
-            backend="cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout_s=math.ceil(timeout_s)
+            backend="cpu:gloo,cuda:nccl" if crew.has_gpu else "gloo", timeout_s=math.ceil(timeout_s)
         ),
     )
     try:
         trainer.fit()
     except Exception as error:  # Ray wraps whatever a worker raised in types that changed between versions.
-        raise DmxError(_told(failure) or f"the workers failed: {error}") from error
+        if told := _told(failure):
+            raise DmxError(told) from error
+        raise _WorkersEndedError(_reasons(error)) from error
     if told := _told(failure):
         raise DmxError(told)
+
+
+def _reasons(error: Exception) -> str:
+    """What ended which worker, a line each; the whole traceback is the error's cause."""
+    failures = getattr(error, "worker_failures", None)
+    if not failures:
+        return f"{type(error).__name__}: {error}"
+    return "".join(f"\n  worker {rank}: {_reason(cause)}" for rank, cause in sorted(failures.items()))
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if "Traceback" in str(error) and lines else " ".join(lines)
 
 
 def _told(failure: Path) -> str | None:

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     config = _resolve(args, folder)
 
     from dmx.launching import check_launch, launch
-    from dmx.train.data import TrainingData
+    from dmx.train.data import TrainingData, shares_batches
     from dmx.train.resume import check_changes, goes_further
     from dmx.train.runlog import describe_run
     from dmx.train.worker import RESULT
@@ -104,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
             launcher=args.launcher,
             workers=args.workers,
             timeout_s=config.timeout_s,
+            allowed=lambda workers: shares_batches(config, workers),
         )
     print(_table(json.loads(result.read_text(encoding="utf-8"))))
     print("to test it elsewhere:")

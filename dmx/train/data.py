@@ -183,10 +183,15 @@ def train_transform(config: Config) -> TrainTransform:
     )
 
 
+def shares_batches(config: Config, processes: int) -> bool:
+    """Whether this many processes can take equal shares of every batch."""
+    return config.batch.identities % (config.batch.accumulation * processes) == 0
+
+
 def _require_settings(config: Config, processes: int) -> None:
     """What the number of processes makes fail at the first batch fails now."""
     batch = config.batch
-    if batch.identities % (batch.accumulation * processes):
+    if not shares_batches(config, processes):
         raise DmxError(
             f"batch.identities wants a multiple of batch.accumulation x processes = {batch.accumulation} x "
             f"{processes}, so that each has its share, found {batch.identities}; change one of the three"

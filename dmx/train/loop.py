@@ -42,6 +42,7 @@ from dmx.train.schedule import (
 from dmx.train.schedule import stage as stage_of
 from dmx.train.step import train_discriminator, train_model
 from dmx.train.trainer import Trainer
+from dmx.waiting import waiting
 
 Features = NDArray[np.float32]
 
@@ -111,10 +112,11 @@ def train(trainer: Trainer, epoch: int, labels: EpochLabels | None) -> None:
         for step, batches in enumerate(stream, first):
             start = time.monotonic()
             torch.manual_seed(_step_seed(config.seed, epoch, step, world.rank))
-            if trains_discriminator(config.schedule, stage, step):
-                losses = train_discriminator(players, config, trainer.data.num_source, batches, world)
-            else:
-                losses = train_model(players, config, stage, weight, batches, world)
+            with waiting(f"step {step} of epoch {epoch}"):
+                if trains_discriminator(config.schedule, stage, step):
+                    losses = train_discriminator(players, config, trainer.data.num_source, batches, world)
+                else:
+                    losses = train_model(players, config, stage, weight, batches, world)
             _check_finite(losses, epoch, step)
             _log_step(trainer, epoch, step, {"lr": lr, **losses, "step_s": time.monotonic() - start})
             _count_step(trainer, epoch, step, labels)
@@ -162,7 +164,8 @@ def _embed_split(trainer: Trainer, split: Split, label: str) -> Features:
             rows=np.arange(bounds[world.rank], bounds[world.rank + 1]),
             num_workers=own_cores(world),
         )
-    return collect(world, torch.from_numpy(features), counts).numpy()
+    with waiting(label):
+        return collect(world, torch.from_numpy(features), counts).numpy()
 
 
 def _cluster(trainer: Trainer, epoch: int, features: Features) -> tuple[EpochLabels, torch.Tensor]:

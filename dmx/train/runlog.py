@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -12,16 +14,22 @@ from typing import Any, TextIO
 import yaml
 
 from dmx.config import Config, to_tree
+from dmx.errors import DmxError
 
 STEPS = "metrics.jsonl"
 EPOCHS = "epochs.jsonl"
 CONFIG = "config.yaml"
 VERSIONS = "versions.json"
+WRITER = ".writer"
 PACKAGES = ("dmx", "torch", "torchvision", "timm", "deepspeed", "ray", "numpy", "numba", "safetensors")
 
 
 class RunLog:
-    """Appends to a run folder's logs. After a resume no step and no epoch stands there twice."""
+    """Appends to a run folder's logs. After a resume no step and no epoch stands there twice.
+
+    Whoever opens it is the run's writer from then on. A process that was given up, because its host was out
+    of reach, and runs on all the same, finds another's name in the folder and stops.
+    """
 
     def __init__(self, run: Path, *, global_step: int, epoch: int, tensorboard: bool = True) -> None:
         """Open the logs of a run that goes on at `global_step` and `epoch`; later lines are dropped.
@@ -32,6 +40,8 @@ class RunLog:
             epoch: the epoch it lies in, from 0.
             tensorboard: also write TensorBoard events.
         """
+        self._run, self._name = run, f"{os.uname().nodename}/{os.getpid()}/{secrets.token_hex(8)}"
+        write_whole(run / WRITER, self._name)
         _truncate(run / STEPS, lambda line: line["global_step"] < global_step)
         _truncate(run / EPOCHS, lambda line: line["epoch"] < epoch)
         self._steps: TextIO = open(run / STEPS, "a", encoding="utf-8")  # noqa: SIM115  # closed by close()
@@ -42,6 +52,19 @@ class RunLog:
 
             self._board = SummaryWriter(
                 str(run / "tensorboard"), purge_step=global_step or None, flush_secs=10
+            )
+
+    def require_writer(self) -> None:
+        """Check that no other process has taken the run over, before something is written that stays.
+
+        Raises:
+            DmxError: one has.
+        """
+        found = (self._run / WRITER).read_text(encoding="utf-8")
+        if found != self._name:
+            raise DmxError(
+                f"{self._run}: another process ({found}) has taken this run over from {self._name}, which "
+                "writes nothing more: train a run with one command at a time"
             )
 
     def step(self, values: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from dmx.train.data import EpochLabels, TrainingData
 from dmx.train.engines import Engine, EngineSettings, Precision, precision_here
 from dmx.train.runlog import RunLog, versions
 from dmx.train.step import Players
+from dmx.waiting import waiting
 
 DOMAINS = 2
 
@@ -79,6 +80,22 @@ class Trainer:
             labels: of the epoch, when the checkpoint is taken in the middle of it.
             best: record it as the best one so far, too.
         """
+        with waiting(f"the checkpoint at step {self.progress.global_step}"):
+            tensors = self._tensors(labels)
+        if self.log is not None:
+            self.log.require_writer()
+            facts = {
+                "pseudo_identities": 0 if labels is None else labels.identities,
+                "processes": self.world.size,
+                "zero_stage": self.config.optim.zero_stage,
+                "precision": self.players.generator.settings.precision,
+                "versions": versions(),
+            }
+            keep = self.config.schedule.keep_checkpoints
+            write_checkpoint(self.run, self.progress, self.config, tensors, keep=keep, best=best, facts=facts)
+
+    def _tensors(self, labels: EpochLabels | None) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint holds, by file, whole on the first process. Collective."""
         generator, discriminator, classifier = (
             self.players.generator,
             self.players.discriminator,
@@ -90,7 +107,8 @@ class Trainer:
         g_moments, g_steps = generator.optimizer_state()
         d_moments, d_steps = discriminator.optimizer_state()
         rows, row_steps = classifier.state()
-        tensors = {
+        self.progress.adam_steps = {"generator": g_steps, "discriminator": d_steps, **row_steps}
+        return {
             MODEL: generator.module_state(),
             "discriminator": discriminator.module_state(),
             "optimizer": {f"generator.{k}": v for k, v in g_moments.items()}
@@ -98,17 +116,6 @@ class Trainer:
             "classifier": rows,
             "labels": {} if labels is None else {"pseudo": labels.labels},
         }
-        self.progress.adam_steps = {"generator": g_steps, "discriminator": d_steps, **row_steps}
-        if self.world.leads:
-            facts = {
-                "pseudo_identities": 0 if labels is None else labels.identities,
-                "processes": self.world.size,
-                "zero_stage": self.config.optim.zero_stage,
-                "precision": generator.settings.precision,
-                "versions": versions(),
-            }
-            keep = self.config.schedule.keep_checkpoints
-            write_checkpoint(self.run, self.progress, self.config, tensors, keep=keep, best=best, facts=facts)
 
 
 def build_trainer(config: Config, run: Path, world: World, checkpoint: Checkpoint | None) -> Trainer:
@@ -145,7 +152,8 @@ def build_trainer(config: Config, run: Path, world: World, checkpoint: Checkpoin
     # One decision for all: hosts may differ in what their hardware computes in.
     precision = share(world, precision_here(config.optim.precision, world.device.type))
     settings = _engine_settings(config, precision)
-    players = Players(Engine(model, settings, world), Engine(discriminator, settings, world), classifier)
+    with waiting("the engines of all"):
+        players = Players(Engine(model, settings, world), Engine(discriminator, settings, world), classifier)
     log = None
     if world.leads:
         log = RunLog(run, global_step=progress.global_step, epoch=progress.epoch)

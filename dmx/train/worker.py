@@ -44,7 +44,8 @@ def train_worker(run: str | Path, *, local: tuple[int, int] | None = None) -> No
             trainer = build_trainer(config, folder, place, read_checkpoint(Path(found)) if found else None)
             with trainer:
                 loop.run_epochs(trainer)
-            if place.leads:
+            if trainer.log is not None:
+                trainer.log.require_writer()
                 _write_result(trainer, config)
         finally:
             forget_process_group()

@@ -148,8 +148,7 @@ def test_ray_waits_as_long_as_the_settings_say_and_tells_what_a_worker_wrote_dow
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the user has to change comes through as it was said, also when Ray raises an error of its own."""
-    failure = tmp_path / "failure"
-    settings = {"failure": str(failure)}
+    storage = tmp_path / "attempt"
     timeouts = []
 
     class FailingTrainer:
@@ -157,13 +156,13 @@ def test_ray_waits_as_long_as_the_settings_say_and_tells_what_a_worker_wrote_dow
             timeouts.append(torch_config.timeout_s)
 
         def fit(self) -> None:
-            failure.write_text("optim.lr is too high")
+            (storage / "failure").write_text("optim.lr is too high")
             raise RuntimeError("a worker ended")
 
     monkeypatch.setattr("ray.train.torch.TorchTrainer", FailingTrainer)
-    monkeypatch.setattr("ray.cluster_resources", dict)
+    crew = ray_workers.Crew(workers=1, cores_each=1, has_gpu=False)
     with pytest.raises(DmxError, match=r"^optim\.lr is too high$"):
-        ray_workers._fit(settings, 1, 1, tmp_path, timeout_s=76.5, max_failures=0)
+        ray_workers._fit({}, crew, storage, timeout_s=76.5)
     assert timeouts == [77]
 
 
