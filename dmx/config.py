@@ -26,7 +26,7 @@ from dmx.errors import DmxError
 from dmx.settings import check_limits, convert, flatten, limits, unflatten, wanted
 
 # Here, where nothing heavy is imported, because the command line names them.
-Launcher = Literal["ray", "torchrun", "inline"]
+Launcher = Literal["ray", "torchrun", "srun", "inline"]
 LAUNCHERS: tuple[Launcher, ...] = typing.get_args(Launcher)
 
 HELP_WIDTH = 84

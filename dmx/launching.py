@@ -5,7 +5,7 @@ each worker calls `function(**arguments, local=...)`, with (local rank, workers 
 the environment tells. A task finds its last checkpoint by itself, so a worker that is started again goes on
 where its work stands, and nothing has to be reported or restored through the launcher.
 
-One worker of several, as torchrun and srun start it:  python -m dmx.launching TASK ARGUMENTS
+One worker of several, as torchrun and srun start it:  python -m dmx.launching TASK ARGUMENTS FAILURE
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from dmx.cores import cores
 from dmx.errors import DmxError
 
 MAX_FAILURES = 3
+PORTS = range(20_000, 30_000)
 
 
 def launch(
@@ -55,12 +59,29 @@ def launch(
     check_launch(launcher, workers)
     if launcher == "inline":
         run_task(task, arguments)
-    elif launcher == "torchrun":
-        _launch_torchrun(task, arguments, workers, max_failures)
-    else:
-        from dmx.ray_workers import launch_ray
+        return
+    with _storage(folder) as storage:
+        if launcher == "torchrun":
+            _launch_torchrun(task, arguments, storage, workers, max_failures)
+        elif launcher == "srun":
+            _launch_srun(task, arguments, storage, workers, max_failures)
+        else:
+            from dmx.ray_workers import launch_ray
 
-        launch_ray(task, arguments, folder, workers, timeout_s, max_failures, allowed)
+            launch_ray(task, arguments, storage, workers, timeout_s, max_failures, allowed)
+
+
+@contextmanager
+def _storage(folder: Path) -> Iterator[Path]:
+    """A folder for the word between a launch and its workers; what a killed launch left is removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".launch-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    storage = Path(tempfile.mkdtemp(prefix=".launch-", dir=folder.absolute()))
+    try:
+        yield storage
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
 
 
 def check_launch(launcher: Launcher, workers: int) -> None:
@@ -73,6 +94,10 @@ def check_launch(launcher: Launcher, workers: int) -> None:
         raise DmxError(f"--workers wants at least 1, found {workers}")
     if launcher == "inline" and workers != 1:
         raise DmxError(f"--launcher inline is one process, found --workers {workers}: use ray or torchrun")
+    if launcher == "srun" and "SLURM_JOB_ID" not in os.environ:
+        raise DmxError(
+            "--launcher srun wants an allocation of SLURM, found none: start it in sbatch or salloc"
+        )
 
 
 def run_task(task: str, arguments: dict[str, Any], local: tuple[int, int] | None = None) -> None:
@@ -88,24 +113,109 @@ def run_task(task: str, arguments: dict[str, Any], local: tuple[int, int] | None
     function(**arguments, local=local)
 
 
-def _launch_torchrun(task: str, arguments: dict[str, Any], workers: int, max_failures: int) -> None:
+def run_worker(
+    task: str, arguments: dict[str, Any], failure: Path, local: tuple[int, int] | None = None
+) -> None:
+    """Be one worker under a launcher that starts workers again whatever ended them.
+
+    What a user has to change would end them the same way each time: that is written down before it is raised,
+    and once it is, workers end without doing anything.
+
+    Args:
+        task: `package.module:function`.
+        arguments: the function's arguments by name.
+        failure: the file for what the user has to change.
+        local: (local rank, workers on this host) where the environment does not tell.
+    """
+    if failure.exists():
+        return
+    try:
+        run_task(task, arguments, local)
+    except DmxError as error:
+        failure.write_text(str(error), encoding="utf-8")
+        raise
+
+
+def raise_told(failure: Path) -> None:
+    """Raise what a worker wrote down for the user, if one did.
+
+    Raises:
+        DmxError: one did.
+    """
+    if failure.exists():
+        raise DmxError(failure.read_text(encoding="utf-8"))
+
+
+def _worker_command(task: str, arguments: dict[str, Any], failure: Path) -> list[str]:
+    return ["-m", "dmx.launching", task, json.dumps(arguments), str(failure)]
+
+
+def _launch_torchrun(
+    task: str, arguments: dict[str, Any], storage: Path, workers: int, max_failures: int
+) -> None:
+    failure = storage / "failure"
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
         *(f"--nproc-per-node={workers}", f"--max-restarts={max_failures}"),
-        *("-m", "dmx.launching", task, json.dumps(arguments)),
+        *_worker_command(task, arguments, failure),
     ]
     # torchrun would set one thread; the worker shares out the cores itself.
     environment = {"OMP_NUM_THREADS": str(max(1, cores() // workers)), **os.environ}
     status = subprocess.run(command, env=environment, check=False).returncode
+    raise_told(failure)
     if status:
         raise DmxError(f"torchrun ended with status {status}: the first error above tells why")
 
 
+def _launch_srun(
+    task: str, arguments: dict[str, Any], storage: Path, workers: int, max_failures: int
+) -> None:
+    """Tasks of a SLURM step; when one ends too early all are ended, and a new step starts."""
+    names = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
+    first = subprocess.run(names, check=True, capture_output=True, text=True).stdout.split()[0]
+    for attempt in range(max_failures + 1):
+        failure = storage / f"failure-{attempt}"
+        command = ["srun", f"--ntasks={workers}", "--kill-on-bad-exit=1", "--export=ALL", sys.executable]
+        # Ports of jobs that share a host differ, and those of a step from those of the step before.
+        port = PORTS.start + (int(os.environ["SLURM_JOB_ID"]) * (max_failures + 1) + attempt) % len(PORTS)
+        environment = {**os.environ, "MASTER_ADDR": first, "MASTER_PORT": str(port)}
+        command += _worker_command(task, arguments, failure)
+        status = subprocess.run(command, env=environment, check=False).returncode
+        raise_told(failure)
+        if not status:
+            return
+        print(
+            f"srun ended with status {status}, attempt {attempt + 1} of {max_failures + 1}", file=sys.stderr
+        )
+    raise DmxError(f"srun ended with status {status} for the last time: the first error above tells why")
+
+
+def take_place(environment: MutableMapping[str, str]) -> None:
+    """Describe a task of srun as torchrun describes a worker: RANK, WORLD_SIZE and their local kin."""
+    if "SLURM_PROCID" not in environment or "RANK" in environment:
+        return
+    node, counts = int(environment["SLURM_NODEID"]), environment["SLURM_STEP_TASKS_PER_NODE"]
+    environment["RANK"] = environment["SLURM_PROCID"]
+    environment["WORLD_SIZE"] = environment["SLURM_STEP_NUM_TASKS"]
+    environment["LOCAL_RANK"] = environment["SLURM_LOCALID"]
+    environment["LOCAL_WORLD_SIZE"] = str(tasks_by_node(counts)[node])
+
+
+def tasks_by_node(counts: str) -> list[int]:
+    """SLURM's list of numbers of tasks, "2(x3),1", written out: 2, 2, 2, 1."""
+    found = []
+    for part in counts.split(","):
+        count, _, times = part.rstrip(")").partition("(x")
+        found += [int(count)] * int(times or 1)
+    return found
+
+
 def main() -> None:
     """Entry for torchrun and srun."""
-    task, arguments = sys.argv[1:]
+    task, arguments, failure = sys.argv[1:]
+    take_place(os.environ)
     try:
-        run_task(task, json.loads(arguments))
+        run_worker(task, json.loads(arguments), Path(failure))
     except DmxError as error:
         sys.exit(f"error: {error}")
 

@@ -24,6 +24,8 @@ RAY_SETTINGS = {
     # Ray Train would print each line of a worker twice, and watch itself through a dashboard that is off.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    # A host that is about to go takes its workers with it at once: they start again elsewhere.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
 }
 POLL_S = 0.5

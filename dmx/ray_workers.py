@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 import math
 import os
-import shutil
 import sys
-import tempfile
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,10 +17,11 @@ from typing import Any
 
 from dmx.cores import cores
 from dmx.errors import DmxError
-from dmx.launching import run_task
+from dmx.launching import raise_told, run_worker
 from dmx.ray_cluster import host_resources, ray_cluster
 
 FOLLOW_S = 0.2
+SHOWN = 400  # characters of what Ray says
 POLL_S = 0.5
 ROOM_S = 30.0
 OBJECT_STORE_BYTES = 100_000_000  # Workers pass nothing through it.
@@ -43,23 +43,23 @@ class _WorkersEndedError(Exception):
 def launch_ray(
     task: str,
     arguments: dict[str, Any],
-    folder: Path,
+    storage: Path,
     workers: int,
     timeout_s: float,
     max_failures: int,
     allowed: Callable[[int], bool],
 ) -> None:
-    """Run a task on Ray Train; arguments as for `dmx.launching.launch`.
+    """Run a task on Ray Train.
 
     Workers that end are started again, on the hosts that are there then. Where fewer have room, fewer start.
+
+    Args:
+        storage: an empty folder that all hosts see.
+        task, arguments, workers, timeout_s, max_failures, allowed: as for `dmx.launching.launch`.
 
     Raises:
         DmxError: there is no Ray or no room, or the workers failed for good.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".launch-*"):  # by a launch that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    storage = Path(tempfile.mkdtemp(prefix=".launch-", dir=folder.absolute()))
     settings = {
         "task": task,
         "arguments": arguments,
@@ -67,11 +67,8 @@ def launch_ray(
         "is_terminal": sys.stderr.isatty(),
     }
     cpus = workers * max(1, cores() // workers)
-    try:
-        with ray_cluster(cpus, OBJECT_STORE_BYTES), _following(storage / "output"):
-            _run_crews(settings, workers, storage, timeout_s, max_failures, allowed)
-    finally:
-        shutil.rmtree(storage, ignore_errors=True)
+    with ray_cluster(cpus, OBJECT_STORE_BYTES), _following(storage / "output"):
+        _run_crews(settings, workers, storage, timeout_s, max_failures, allowed)
 
 
 def _run_crews(
@@ -190,7 +187,9 @@ def _fit(settings: dict[str, Any], crew: Crew, storage: Path, timeout_s: float) 
         run_config=RunConfig(
             name="workers",
             storage_path=str(storage),
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+            failure_config=FailureConfig(
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=0
+            ),
         ),
         torch_config=TorchConfig(
             backend="cpu:gloo,cuda:nccl" if crew.has_gpu else "gloo", timeout_s=math.ceil(timeout_s)
@@ -199,11 +198,9 @@ def _fit(settings: dict[str, Any], crew: Crew, storage: Path, timeout_s: float) 
     try:
         trainer.fit()
     except Exception as error:  # Ray wraps whatever a worker raised in types that changed between versions.
-        if told := _told(failure):
-            raise DmxError(told) from error
+        raise_told(failure)
         raise _WorkersEndedError(_reasons(error)) from error
-    if told := _told(failure):
-        raise DmxError(told)
+    raise_told(failure)
 
 
 def _reasons(error: Exception) -> str:
@@ -215,13 +212,11 @@ def _reasons(error: Exception) -> str:
 
 
 def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if "Traceback" in str(error) and lines else " ".join(lines)
-
-
-def _told(failure: Path) -> str | None:
-    """What a worker wrote down for the user before it failed."""
-    return failure.read_text(encoding="utf-8") if failure.exists() else None
+    """The line that says it: the last of a traceback; of what Ray says itself, the beginning."""
+    text = str(error).strip()
+    if "Traceback" in text:
+        return text.splitlines()[-1].strip()
+    return textwrap.shorten(text, SHOWN, placeholder=" ...")
 
 
 class _Output(io.TextIOWrapper):
@@ -237,35 +232,21 @@ class _Output(io.TextIOWrapper):
 
 
 def _ray_worker(settings: dict[str, Any]) -> None:
-    """What Ray runs in each worker.
-
-    Ray starts workers again whatever ended them. What a user has to change would end them the same way each
-    time: that is written down before it is raised, and once it is, workers end without doing anything.
-    """
-    failure = Path(settings["failure"])
-    if failure.exists():
-        return
-    try:
-        _work(settings)
-    except DmxError as error:
-        failure.write_text(str(error), encoding="utf-8")
-        raise
-
-
-def _work(settings: dict[str, Any]) -> None:
+    """What Ray runs in each worker."""
     from ray.train import get_context
 
     context = get_context()
+    task, arguments, failure = settings["task"], settings["arguments"], Path(settings["failure"])
     local = (context.get_local_rank(), context.get_local_world_size())
     if context.get_world_rank() != 0:
-        run_task(settings["task"], settings["arguments"], local)
+        run_worker(task, arguments, failure, local)
         return
     with (
         _Output(settings["output"], settings["is_terminal"]) as output,
         redirect_stdout(output),
         redirect_stderr(output),
     ):
-        run_task(settings["task"], settings["arguments"], local)
+        run_worker(task, arguments, failure, local)
 
 
 @contextmanager

@@ -11,7 +11,7 @@
 #   DMX_LOGS          folder of the logs (a fresh one under /tmp)
 #   DMX_START_S       seconds for all hosts to come (120)
 #   DMX_ALIVE_S       seconds after which a silent host counts as gone (30)
-#   DMX_PORT, DMX_CPUS, OMP_NUM_THREADS, GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME: passed on to every host
+#   DMX_PORT, DMX_CPUS, DMX_OBJECT_STORE_BYTES, OMP_NUM_THREADS, GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME: passed on to every host
 set -euo pipefail
 
 hosts=()
@@ -34,7 +34,7 @@ port=${DMX_PORT:-6379}
 # A command as one word for ssh: in the current folder, with the environment's programs and settings.
 there() {
     printf 'cd %q && DMX_BIN=%q' "$PWD" "$bin"
-    for name in DMX_PORT DMX_CPUS DMX_OBJECT_STORE_BYTES OMP_NUM_THREADS GLOO_SOCKET_IFNAME NCCL_SOCKET_IFNAME; do
+    for name in DMX_PORT DMX_CPUS DMX_ALIVE_S DMX_OBJECT_STORE_BYTES OMP_NUM_THREADS GLOO_SOCKET_IFNAME NCCL_SOCKET_IFNAME; do
         [ -z "${!name:-}" ] || printf ' %s=%q' "$name" "${!name}"
     done
     printf ' RAY_ADDRESS=%q' "$head:$port"

@@ -8,6 +8,7 @@
 #
 #   DMX_PORT       the head's port (6379)
 #   DMX_CPUS       cores that this host gives (all that it may use)
+#   DMX_ALIVE_S    seconds after which a silent host, or a silent head, counts as gone (30)
 #   DMX_RAY_TMP    folder of Ray's own logs and sockets, with a short path (a fresh one under /tmp)
 set -euo pipefail
 
@@ -36,6 +37,12 @@ case $address in
 esac
 
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+# The head asks each host four times how it is. Ray's own settings give a silent host 65 s; and they let a host
+# that is told to end wait for half a minute, for requests that a service would still be answering.
+alive_ms=$((${DMX_ALIVE_S:-30} * 1000))
+export RAY_health_check_failure_threshold=4 RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
+export RAY_health_check_period_ms=$((alive_ms / 12)) RAY_health_check_timeout_ms=$((alive_ms / 6))
+export RAY_gcs_rpc_server_reconnect_timeout_s=${DMX_ALIVE_S:-30}
 [ -n "${RAY_AUTH_TOKEN:-}" ] || RAY_AUTH_TOKEN_PATH=$("$(dirname "$0")/token.sh")
 [ -n "${RAY_AUTH_TOKEN:-}" ] || export RAY_AUTH_TOKEN_PATH
 export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$interface} NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$interface}

@@ -1,6 +1,6 @@
-"""Jobs across several hosts, and what may happen to them: a worker or a host killed, cut off, the head gone.
+"""Jobs across several hosts, and what may happen to them: a worker or a host killed, cut off, the head lost.
 
-A job is a `dmx` command that `launch/hosts.sh` runs on three hosts. It is struck once it has come so far; then
+A job is a `dmx` command that `launch/hosts.sh` runs across hosts. It is struck once it has come so far; then
 it ends by itself, or, where the head was struck, is run again with the hosts that are left.
 """
 
@@ -87,7 +87,9 @@ def run_job(job: Job, hosts: list[Host], ssh: str, folder: Path, fault: str | No
         status = process.wait(ENDING_S)
         outcome.noticed_s = time.monotonic() - at
         outcome.said.append(log.read_text())
-        assert status not in (0, None), f"the command did not notice that its head was gone:\n{log.read_text()}"
+        assert status not in (0, None), (
+            f"the command did not notice that its head was gone:\n{log.read_text()}"
+        )
         process, log = _start(job, [host for host in hosts if host is not struck], ssh, folder, "second")
     else:
         wait_until(lambda: "start again" in log.read_text(), ENDING_S, "word of the fault", process)

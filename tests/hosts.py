@@ -92,9 +92,11 @@ class Host:
         """End all processes of this host at once, as a failing power supply does."""
         deadline = time.monotonic() + ENDING_S
         while pids := _ip("netns", "pids", self.namespace).split():
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
+            # All stop before any ends: the last must not see the others end, and say goodbye to other hosts.
+            for what in (signal.SIGSTOP, signal.SIGKILL):
+                for pid in pids:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(pid), what)
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{self.name}: processes do not end: {self.processes()}")
             time.sleep(0.02)

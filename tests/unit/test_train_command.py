@@ -237,7 +237,7 @@ def test_help_names_recipes_and_settings_are_listed(capsys: pytest.CaptureFixtur
 def test_launchers_are_named_once() -> None:
     from dmx import launching
 
-    assert LAUNCHERS == ("ray", "torchrun", "inline")
+    assert LAUNCHERS == ("ray", "torchrun", "srun", "inline")
     assert not hasattr(launching, "LAUNCHERS")
 
 
