@@ -6,10 +6,12 @@ setup(
     packages=[
         "dmx",
         "dmx.cluster",
+        "dmx.cluster.sharded",
         "dmx.commands",
         "dmx.data",
         "dmx.data.layouts",
         "dmx.evaluation",
+        "dmx.extraction",
         "dmx.kernels",
         "dmx.kernels.cpu",
         "dmx.model",

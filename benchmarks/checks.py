@@ -10,16 +10,16 @@ import torch
 
 from dmx.cluster import pseudo_labels
 from dmx.cluster.reliability import reliable
-from dmx.kernels.cpu import dbscan as cpu_dbscan
 from dmx.kernels.cpu import jaccard as cpu_jaccard
 from dmx.kernels.cpu import k_reciprocal as cpu_k_reciprocal
 from dmx.kernels.cpu import knn as cpu_knn
-from dmx.kernels.dbscan import dbscan_reference
+from dmx.kernels.dbscan import dbscan, dbscan_reference
 from dmx.kernels.device import as_array
 from dmx.kernels.jaccard import jaccard_reference
 from dmx.kernels.k_reciprocal import k_reciprocal_reference
 from dmx.kernels.knn import Neighbours, self_knn
 from dmx.kernels.similarity import similarity_reference, squared_lengths
+from dmx.kernels.sparse import SparseRows
 
 TIE = 1e-6  # neighbours closer than this may come in either order
 _CHUNK = 65536
@@ -116,6 +116,7 @@ def check_with_cpu(
     lists = cpu_knn.Neighbours(near.indices.cpu().numpy(), near.similarities.cpu().numpy())
     squares = squared_lengths(features).cpu().numpy()
     v = cpu_k_reciprocal.k_reciprocal(as_array(features), squares, lists, k1, k2)
-    three = cpu_dbscan.dbscan(cpu_jaccard.jaccard_pairs(v, radii[-1]), radii, min_samples)
+    pairs = SparseRows.of(cpu_jaccard.jaccard_pairs(v, radii[-1]))
+    three = list(dbscan(pairs, radii, min_samples).numpy())
     found = pseudo_labels(features, k1=k1, k2=k2, min_samples=min_samples, device=features.device.type)
-    return {"rows_checked": len(features), **_labels_differ(found, list(three))}
+    return {"rows_checked": len(features), **_labels_differ(found, three)}

@@ -32,10 +32,9 @@ class JaccardPairs:
 
 def close_pairs(features: Any, k1: int, k2: int, max_distance: float, device: str) -> JaccardPairs:
     """Features -> neighbours -> encoding -> pairs, as `jaccard_graph` without the second triangle."""
-    columns, averaged = as_count("k1", k1), as_count("k2", k2)
     rows, squares = as_features(features, device)
-    neighbours = self_knn(rows, columns, squares=squares)
-    encoded = k_reciprocal(rows, neighbours, columns, averaged, squares=squares)
+    neighbours = self_knn(rows, k1, squares=squares)
+    encoded = k_reciprocal(rows, neighbours, k1, k2, squares=squares)
     return JaccardPairs(rows, squares, jaccard_pairs(encoded, max_distance))
 
 
@@ -65,7 +64,8 @@ def jaccard_graph(
     """
     if not 0 <= max_distance <= 1:
         raise ValueError(f"max_distance: wanted a number from 0 to 1, found {max_distance!r}")
-    return _symmetric(close_pairs(features, k1, k2, as_radius(max_distance), device).pairs)
+    columns, averaged = as_count("k1", k1), as_count("k2", k2)
+    return _symmetric(close_pairs(features, columns, averaged, as_radius(max_distance), device).pairs)
 
 
 def _symmetric(close: SparseRows) -> sparse.csr_array:
@@ -101,7 +101,7 @@ def jaccard_distance(
     Raises:
         TypeError, ValueError: as `jaccard_graph`.
     """
-    pairs = close_pairs(features, k1, k2, 1.0, device).pairs.on_cpu()
+    pairs = close_pairs(features, as_count("k1", k1), as_count("k2", k2), 1.0, device).pairs.on_cpu()
     n = len(pairs)
     out = np.ones((n, n), np.float32)
     np.fill_diagonal(out, 0)

@@ -45,6 +45,37 @@ class PseudoLabels:
         return len(self.centroids)
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Settings of `pseudo_labels`, checked: radii are eps - eps_gap, eps and eps + eps_gap."""
+
+    k1: int
+    k2: int
+    radii: tuple[float, float, float]
+    min_samples: int
+    min_cluster_size: int
+    independence_threshold: float | None
+
+    @staticmethod
+    def of(
+        k1: int = 30, k2: int = 6, eps: float = 0.6, eps_gap: float = 0.02, min_samples: int = 4,
+        min_cluster_size: int = 5, independence_threshold: float | None = None,
+    ) -> Settings:  # fmt: skip
+        """Check settings as `pseudo_labels` takes them; they have its defaults.
+
+        Raises:
+            TypeError, ValueError: one of them cannot be; says which.
+        """
+        if independence_threshold is not None and not independence_threshold >= 0:
+            raise ValueError(f"independence_threshold: wanted None or a number of at least 0, found "
+                             f"{independence_threshold!r}")  # fmt: skip
+        return Settings(
+            as_count("k1", k1), as_count("k2", k2), as_radii(eps, eps_gap),
+            as_count("min_samples", min_samples), as_count("min_cluster_size", min_cluster_size),
+            independence_threshold,
+        )  # fmt: skip
+
+
 def pseudo_labels(
     features: Any,
     *,
@@ -80,14 +111,10 @@ def pseudo_labels(
 
     Source: Wang et al., "DomainMix", BMVC 2021, section 3.2.
     """
-    core, smallest = as_count("min_samples", min_samples), as_count("min_cluster_size", min_cluster_size)
-    radii = as_radii(eps, eps_gap)
-    if independence_threshold is not None and not independence_threshold >= 0:
-        raise ValueError(f"independence_threshold: wanted None or a number of at least 0, found "
-                         f"{independence_threshold!r}")  # fmt: skip
-    close = close_pairs(features, k1, k2, radii[2], device)
-    tight, base, loose = dbscan(close.pairs, radii, core).cpu().numpy()
-    found = reliable(tight, base, loose, smallest, independence_threshold)
+    chosen = Settings.of(k1, k2, eps, eps_gap, min_samples, min_cluster_size, independence_threshold)
+    close = close_pairs(features, chosen.k1, chosen.k2, chosen.radii[2], device)
+    tight, base, loose = dbscan(close.pairs, chosen.radii, chosen.min_samples).cpu().numpy()
+    found = reliable(tight, base, loose, chosen.min_cluster_size, independence_threshold)
     return PseudoLabels(
         labels=found.labels,
         tight=tight,
@@ -110,11 +137,21 @@ def _centroids(features: torch.Tensor, squares: torch.Tensor, labels: torch.Tens
         begin = ends[first] - int(sizes[first])
         last = max(bisect_right(ends, begin + _ELEMENTS // features.shape[1]), first + 1)
         members = order[begin : ends[last - 1]]
-        unit = features[members].double() / squares[members].sqrt()[:, None]
         lengths = sizes[first:last].to(features.device)
-        total = torch.segment_reduce(unit, "sum", lengths=lengths, axis=0)
-        length = total.norm(dim=1, keepdim=True)
-        # Images that cancel out have no mean direction: the first of them stands for the cluster.
-        out[first:last] = torch.where(length > 0, total / length, unit[lengths.cumsum(0) - lengths])
+        out[first:last] = mean_of_labels(features[members], squares[members], lengths)
         first = last
     return out
+
+
+def mean_of_labels(features: torch.Tensor, squares: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """Unit means of unit features, (C, D) float64.
+
+    Args:
+        features: (M, D), images of the first label, then of the second, ...; squares: (M,) float64.
+        sizes: (C,) int64, images of each label, at least one.
+    """
+    unit = features.double() / squares.sqrt()[:, None]
+    total = torch.segment_reduce(unit, "sum", lengths=sizes, axis=0)
+    length = total.norm(dim=1, keepdim=True)
+    # Images that cancel out have no mean direction: the first of them stands for the cluster.
+    return torch.where(length > 0, total / length, unit[sizes.cumsum(0) - sizes])

@@ -16,13 +16,16 @@ _HALF = (torch.float16, torch.bfloat16)
 _ACCEPTED = (*_HALF, torch.float32, torch.float64)
 
 
-def as_features(features: Any, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+def as_features(
+    features: Any, device: str, *, may_be_empty: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Features as the kernels take them.
 
     Args:
         features: (N, D) NumPy array or torch tensor on any device, float16, bfloat16, float32 or float64;
             rows of any length but zero.
         device: as in `as_device`.
+        may_be_empty: N may be 0.
 
     Returns:
         (N, D) contiguous on the device (the input itself where it is so already), and the squared lengths
@@ -37,14 +40,14 @@ def as_features(features: Any, device: str) -> tuple[torch.Tensor, torch.Tensor]
     rows = _as_tensor(features)
     if rows.ndim != 2:
         raise ValueError(f"features: wanted shape (N, D), found {tuple(rows.shape)}; pass one row an image")
-    if rows.shape[0] == 0 or rows.shape[1] == 0:
+    if (rows.shape[0] == 0 and not may_be_empty) or rows.shape[1] == 0:
         raise ValueError(f"features: wanted at least one row and one column, found shape {tuple(rows.shape)}")
     rows = _moved(rows, as_device(device, rows))
     if rows.dtype in _HALF and not takes_triton(rows):
         rows = rows.float()
-    if rows.dtype == torch.float64:
+    if rows.dtype == torch.float64 and len(rows):
         rows = _scaled(rows)
-    squares = squared_lengths(rows)
+    squares = squared_lengths(rows) if len(rows) else torch.empty(0, dtype=torch.float64, device=rows.device)
     bad = ~(torch.isfinite(squares) & (squares > 0))
     if bool(bad.any()):
         raise ValueError(_describe(rows, bad))

@@ -151,17 +151,20 @@ def _halves(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no
 
 @triton.jit
 def _filter(  # type: ignore[no-untyped-def]
-    tile, row, row_position, row_shift, row_limit, first_column, offset, limits, buffers, counts,
+    tile, row, row_position, row_shift, row_limit, buffers, counts,
+    first_column, offset, column_limits, column_buffers, column_counts,
     BY_ROW: tl.constexpr, BY_COLUMN: tl.constexpr, OWN: tl.constexpr, CAPACITY: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
     """Keeps what reaches a limit, a piece of the columns at a time: most pieces have no hit at all."""
     if COLUMNS > PIECE:
         left, right = _halves(tile, ROWS, COLUMNS)
-        _filter(left, row, row_position, row_shift, row_limit, first_column, offset, limits, buffers, counts,
+        _filter(left, row, row_position, row_shift, row_limit, buffers, counts,
+                first_column, offset, column_limits, column_buffers, column_counts,
                 BY_ROW, BY_COLUMN, OWN, CAPACITY, ROWS, COLUMNS // 2, PIECE)  # fmt: skip
-        _filter(right, row, row_position, row_shift, row_limit, first_column + COLUMNS // 2, offset, limits,
-                buffers, counts, BY_ROW, BY_COLUMN, OWN, CAPACITY, ROWS, COLUMNS // 2, PIECE)  # fmt: skip
+        _filter(right, row, row_position, row_shift, row_limit, buffers, counts,
+                first_column + COLUMNS // 2, offset, column_limits, column_buffers, column_counts,
+                BY_ROW, BY_COLUMN, OWN, CAPACITY, ROWS, COLUMNS // 2, PIECE)  # fmt: skip
     else:
         column = first_column + tl.arange(0, COLUMNS)
         column_shift = tl.load(offset + column)
@@ -170,14 +173,15 @@ def _filter(  # type: ignore[no-untyped-def]
         if BY_ROW:
             hit = tile + column_shift[None, :] >= row_limit[:, None]
         if BY_COLUMN:
-            column_limit = tl.load(limits + column)
+            column_limit = tl.load(column_limits + column)
             hit_column = tile + row_shift[:, None] >= column_limit[None, :]
             hit = hit | hit_column if BY_ROW else hit_column
         if tl.max(tl.max(hit.to(tl.int32), 1), 0) > 0:
             if BY_ROW:
                 _drain(tile, column_shift, row_limit, row, column, buffers, counts, CAPACITY, 1)
             if BY_COLUMN:
-                _drain(tile, row_shift, column_limit, column, row, buffers, counts, CAPACITY, 0)
+                _drain(tile, row_shift, column_limit, column, row_position, column_buffers, column_counts,
+                       CAPACITY, 0)  # fmt: skip
 
 
 # What varies from launch to launch: a kernel for each kind of number would be compiled otherwise.
@@ -187,7 +191,7 @@ _VARYING = ["first_row", "row_tiles", "first_diagonal", "diagonals", "blocks"]
 @triton.jit(do_not_specialize=_VARYING)
 def _scan(  # type: ignore[no-untyped-def]
     rows, others, row_offset, other_offset, limits, buffers, counts,
-    first_row, row_tiles, first_diagonal, diagonals, blocks, W,
+    column_limits, column_buffers, column_counts, first_row, row_tiles, first_diagonal, diagonals, blocks, W,
     RING: tl.constexpr, BY_ROW: tl.constexpr, BY_COLUMN: tl.constexpr, OWN: tl.constexpr,
     CAPACITY: tl.constexpr, BLOCK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
@@ -218,8 +222,8 @@ def _scan(  # type: ignore[no-untyped-def]
         right += DEPTH
 
     position = first_row + row
-    _filter(product, row, position, tl.load(row_offset + position), tl.load(limits + row),
-            block * BLOCK + part * COLUMNS, other_offset, limits, buffers, counts,
+    _filter(product, row, position, tl.load(row_offset + position), tl.load(limits + row), buffers, counts,
+            block * BLOCK + part * COLUMNS, other_offset, column_limits, column_buffers, column_counts,
             BY_ROW, BY_COLUMN, OWN, CAPACITY, ROWS, COLUMNS, PIECE)  # fmt: skip
 
 
@@ -243,7 +247,7 @@ def _tighten(  # type: ignore[no-untyped-def]
         key = ordered((packed >> 32).to(tl.int32)).to(tl.float32, bitcast=True)
         best = tl.sum(tl.where(held & (rank == K - 1), key, 0.0), 0).to(tl.float64)
         error = tl.load(base + row) + ROUNDING * tl.abs(best)
-        limit = (best - 2.02 * error).to(tl.float32)
+        limit = tl.maximum((best - 2.02 * error).to(tl.float32), tl.load(limits + row))
         kept = held & (key >= limit)
         tl.debug_barrier()  # all is read before anything is written
         tl.store(buffers + row * CAPACITY + rank, packed, mask=kept)
@@ -289,6 +293,7 @@ class Scan:
         # An A100's matrix instruction leaves the product in more registers: held to 128, it would spill.
         hopper = rows.low.is_cuda and torch.cuda.get_device_capability(rows.low.device) >= (9, 0)
         self.most_registers = scan_config().registers if hopper else None
+        self.lowest: torch.Tensor | None = None
         self.constants = rows.along_mean + others.along_mean.mean() - mean.double() @ mean.double()
 
     def __call__(self, begin: int, end: int) -> Candidates:
@@ -324,14 +329,42 @@ class Scan:
             done += more
         return self._candidates(0, len(self.rows))
 
+    def cross(self, columns: Scan, begin: int, end: int) -> Candidates:
+        """Candidates of rows [begin, end), and of all columns for these rows, every product computed once.
+
+        Both have limits already (`want`): no rounds are needed to find them.
+
+        Args:
+            columns: the search of the other side among these rows; its `begin_columns` has been called.
+        """
+        self._start(begin, end)
+        blocks = len(self.others.low) // BLOCK
+        self._launch(begin, 0, blocks, ring=False, by_row=True, by_column=True, columns=columns)
+        self._tighten()
+        columns._tighten()
+        return self._candidates(begin, end)
+
+    def begin_columns(self) -> None:
+        """Buffers for all rows, to be fed by `cross` of the other side."""
+        self._start(0, len(self.rows))
+
+    def columns_found(self) -> Candidates:
+        """What `cross` of the other side has found."""
+        return self._candidates(0, len(self.rows))
+
+    def want(self, least: torch.Tensor) -> None:
+        """Start with the limits that similarities of at least `least` (M,) float64 prove."""
+        key = least - self.constants
+        limit = (key - 1.02 * (self.base + ROUNDING * key.abs())).float()
+        self.lowest = torch.nextafter(limit, torch.full_like(limit, -torch.inf)).clamp(min=_LOWEST)
+
     def _band(self, first: int, diagonals: int, blocks: int, *, by_row: bool, by_column: bool) -> None:
         """Diagonals [first, first + diagonals). Blocks half a ring apart meet twice: once will do."""
-        sides = {"by_row": by_row, "by_column": by_column}
         last = first + diagonals - 1
         if 2 * last == blocks:
-            self._launch(0, last, 1, ring=True, rows=last * BLOCK, **sides)
+            self._launch(0, last, 1, ring=True, by_row=by_row, by_column=by_column, rows=last * BLOCK)
             diagonals -= 1
-        self._launch(0, first, diagonals, ring=True, **sides)
+        self._launch(0, first, diagonals, ring=True, by_row=by_row, by_column=by_column)
 
     def _candidates(self, begin: int, end: int) -> Candidates:
         of = slice(begin, end)
@@ -344,13 +377,14 @@ class Scan:
         self.buffers = torch.empty((rows, self.capacity), dtype=torch.int64, device=device)
         self.counts = torch.zeros(rows, dtype=torch.int32, device=device)
         self.limits = torch.full((rows,), torch.inf, dtype=torch.float32, device=device)
-        self.limits[:real] = _LOWEST
+        self.limits[:real] = _LOWEST if self.lowest is None else self.lowest[begin:end]
         self.pass_base = self.base[begin:end]
 
     def _launch(
         self, begin: int, first: int, diagonals: int, *, ring: bool, by_row: bool, by_column: bool,
-        rows: int | None = None,
+        rows: int | None = None, columns: Scan | None = None,
     ) -> None:  # fmt: skip
+        columns = columns or self
         config, low = scan_config(), self.others.low
         row_tiles = (len(self.counts) if rows is None else rows) // config.rows
         parts = BLOCK // config.columns
@@ -360,7 +394,7 @@ class Scan:
                 span = min(most, first + diagonals - start)
                 _scan[(row_tiles * span * parts,)](
                     self.rows.low, low, self.rows.offset, self.others.offset, self.limits,
-                    self.buffers, self.counts,
+                    self.buffers, self.counts, columns.limits, columns.buffers, columns.counts,
                     begin, row_tiles, start, span, len(low) // BLOCK, low.shape[1],
                     RING=ring, BY_ROW=by_row, BY_COLUMN=by_column, OWN=self.own,
                     CAPACITY=self.capacity, BLOCK=BLOCK, ROWS=config.rows, COLUMNS=config.columns,

@@ -21,7 +21,10 @@ components implementation for GPUs", HPDC 2018.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 import triton
@@ -88,7 +91,7 @@ def _close_pairs(  # type: ignore[no-untyped-def]
 def _degrees(  # type: ignore[no-untyped-def]
     starts, indices, distances, radii, degree, rows, steps, pairs, BLOCK: tl.constexpr
 ):
-    """Counts the rows within eps of every row; `degree` (R, N) starts at 1, the row itself."""
+    """Adds the rows within eps of every row to `degree` (R, N)."""
     i, j, near = _close_pairs(starts, indices, distances, radii, rows, steps, pairs, BLOCK)
     degree += tl.program_id(1).to(tl.int64) * rows
     tl.atomic_add(degree + i, 1, mask=near, sem="relaxed")
@@ -166,41 +169,136 @@ def _borders(  # type: ignore[no-untyped-def]
     tl.atomic_min(labels + border, cluster, mask=near, sem="relaxed")
 
 
+class Together(Protocol):
+    """How workers that hold a part of the pairs each come to the same labels. Tensors change in place."""
+
+    def sum(self, counts: torch.Tensor) -> None:
+        """Add up the counts of all workers."""
+
+    def least(self, labels: torch.Tensor) -> None:
+        """Take the least of the labels of all workers."""
+
+    def join(self, parent: torch.Tensor, unite: Callable[[SparseRows], None]) -> None:
+        """Unite the clusters of all workers: `parent` (N,) names the root of every row.
+
+        Args:
+            unite: joins, in this worker's `parent`, the two rows of every pair.
+        """
+
+
+class _Alone:
+    """One worker that holds all pairs."""
+
+    def sum(self, counts: torch.Tensor) -> None:
+        pass
+
+    def least(self, labels: torch.Tensor) -> None:
+        pass
+
+    def join(self, parent: torch.Tensor, unite: Callable[[SparseRows], None]) -> None:
+        pass
+
+
 def plan_dbscan(n: int, pairs: int, radii: int, free_bytes: int | None = None) -> Plan:
     """Memory of labelling N rows at `radii` radii; its passes are over the radii. Pairs take nothing."""
     return split("dbscan", radii, (8 * radii + _NUMBER_BYTES) * n, _RADIUS_BYTES * n, free_bytes)
 
 
-def _label(pairs: SparseRows, radii: torch.Tensor, min_samples: int, labels: torch.Tensor) -> None:
-    """Fills `labels` (R, N) at `radii` (R,) float64."""
-    count, n = labels.shape
-    degree = torch.ones((count, n), dtype=torch.int32, device=labels.device)
-    parent = torch.arange(n, dtype=torch.int32, device=labels.device).repeat(count, 1)
-    edges = (pairs.starts, pairs.indices, pairs.values, radii)
-    sizes = (n, n.bit_length(), len(pairs.indices))
-    grid = (triton.cdiv(len(pairs.indices), _BLOCK), count)
-    with on(labels):
-        if grid[0]:
-            _degrees[grid](*edges, degree, *sizes, BLOCK=_BLOCK, num_warps=_WARPS)
-            _union[grid](*edges, degree, parent, *sizes, min_samples, BLOCK=_BLOCK, num_warps=_WARPS)
-        _flatten[triton.cdiv(n, _BLOCK), count](parent, n, BLOCK=_BLOCK, num_warps=_WARPS)
-        for row, root, within in zip(labels, parent, degree, strict=True):
-            core = within >= min_samples
+@dataclass(frozen=True)
+class _Pass:
+    """Some radii at once: `eps` (R,) float64, degree and parent (R, N) int32."""
+
+    pairs: SparseRows
+    eps: torch.Tensor
+    degree: torch.Tensor
+    parent: torch.Tensor
+    min_samples: int
+
+    def count(self) -> None:
+        """Adds to the degrees what these pairs make of them."""
+        if not takes_triton(self.degree):
+            for eps, degree in zip(self.eps.tolist(), self.degree, strict=True):
+                cpu.add_degrees(self.pairs.on_cpu(), eps, degree.numpy())
+            return
+        self._over_pairs(_degrees)
+
+    def unite(self) -> None:
+        """Joins the clusters of core rows."""
+        if not takes_triton(self.degree):
+            for eps, degree, parent in zip(self.eps.tolist(), self.degree, self.parent, strict=True):
+                cpu.unite(self.pairs.on_cpu(), eps, degree.numpy(), self.min_samples, parent.numpy())
+            return
+        self._over_pairs(_union, self.parent)
+        self._flatten(self.parent)
+
+    def unite_also(self, row: int, edges: SparseRows) -> None:
+        """Joins the rows of `edges`, all of them core rows, at one radius."""
+        one = _Pass(edges, torch.ones_like(self.eps[:1]), self.degree[row : row + 1],
+                    self.parent[row : row + 1], self.min_samples)  # fmt: skip
+        one.unite()
+
+    def number(self, labels: torch.Tensor) -> None:
+        """Numbers the clusters by their lowest core row; N where a row is not core."""
+        n = labels.shape[1]
+        for row, root, within in zip(labels, self.parent, self.degree, strict=True):
+            core = within >= self.min_samples
             lowest = core & (root == torch.arange(n, dtype=torch.int32, device=root.device))
             torch.index_select(lowest.cumsum(0).sub_(1), 0, root, out=row)
             row.masked_fill_(~core, n)
-        if grid[0]:
-            _borders[grid](*edges, degree, labels, *sizes, min_samples, BLOCK=_BLOCK, num_warps=_WARPS)
+
+    def reach_borders(self, labels: torch.Tensor) -> None:
+        """Gives rows that are not core the lowest cluster in reach."""
+        if not takes_triton(self.degree):
+            for eps, degree, row in zip(self.eps.tolist(), self.degree, labels, strict=True):
+                cpu.reach_borders(self.pairs.on_cpu(), eps, degree.numpy(), self.min_samples, row.numpy())
+            return
+        self._over_pairs(_borders, labels)
+
+    def _over_pairs(self, kernel: Any, *tensors: torch.Tensor) -> None:
+        pairs, n, count = self.pairs, len(self.pairs), len(self.pairs.indices)
+        grid = (triton.cdiv(count, _BLOCK), len(self.eps))
+        least = () if kernel is _degrees else (self.min_samples,)
+        if count:
+            with on(pairs.values):
+                kernel[grid](pairs.starts, pairs.indices, pairs.values, self.eps, self.degree, *tensors,
+                             n, n.bit_length(), count, *least, BLOCK=_BLOCK, num_warps=_WARPS)  # fmt: skip
+
+    def _flatten(self, parent: torch.Tensor) -> None:
+        count, n = parent.shape
+        with on(parent):
+            _flatten[triton.cdiv(n, _BLOCK), count](parent, n, BLOCK=_BLOCK, num_warps=_WARPS)
+
+
+def _label(
+    pairs: SparseRows, eps: torch.Tensor, min_samples: int, labels: torch.Tensor, together: Together
+) -> None:
+    """Fills `labels` (R, N) at the radii `eps` (R,)."""
+    count, n = labels.shape
+    degree = torch.zeros((count, n), dtype=torch.int32, device=labels.device)
+    parent = torch.arange(n, dtype=torch.int32, device=labels.device).repeat(count, 1)
+    work = _Pass(pairs, eps, degree, parent, min_samples)
+    work.count()
+    together.sum(degree)
+    degree += 1  # the row itself
+    work.unite()
+    for row in range(count):
+        together.join(parent[row], partial(work.unite_also, row))
+    work.number(labels)
+    work.reach_borders(labels)
+    together.least(labels)
     labels.masked_fill_(labels == n, -1)
 
 
-def dbscan(pairs: SparseRows, radii: Sequence[float], min_samples: int) -> torch.Tensor:
+def dbscan(
+    pairs: SparseRows, radii: Sequence[float], min_samples: int, *, together: Together | None = None
+) -> torch.Tensor:
     """Labels of every row at every radius.
 
     Args:
         pairs: distances of pairs i < j, at least all within the largest radius (`jaccard_pairs`).
         radii: eps of each labeling; pairs at exactly eps count.
         min_samples: rows within eps, itself included, that make a core row.
+        together: with other workers: each holds some of the pairs, as rows of all N, and all get all labels.
 
     Returns:
         (len(radii), N) int64 on the device of `pairs`; -1 marks outliers.
@@ -208,13 +306,11 @@ def dbscan(pairs: SparseRows, radii: Sequence[float], min_samples: int) -> torch
     Raises:
         NotEnoughMemory: a labeling does not fit on the device.
     """
-    if not takes_triton(pairs.values):
-        return torch.from_numpy(cpu.dbscan(pairs.on_cpu(), radii, min_samples))
     device = pairs.values.device
     plan = plan_dbscan(len(pairs), len(pairs.indices), len(radii), free_bytes(device))
     labels = torch.empty((len(radii), len(pairs)), dtype=torch.int64, device=device)
     eps = torch.tensor(radii, dtype=torch.float64, device=device)
     for begin in range(0, len(radii), plan.rows_per_pass):
         part = slice(begin, begin + plan.rows_per_pass)
-        _label(pairs, eps[part], min_samples, labels[part])
+        _label(pairs, eps[part], min_samples, labels[part], together or _Alone())
     return labels

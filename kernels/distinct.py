@@ -107,14 +107,15 @@ def spread(near: Best, groups: Distinct, wanted: torch.Tensor, k: int, own: bool
         k: columns of the result; own: row i leads its own list, with s = 1, and appears once.
     """
     count, device = len(wanted), near.ids.device
-    out = Best.empty(count, k, device)
+    out = Best.nobody(count, k, device)
     sizes, lead = groups.starts.diff(), int(own)
     longest = int(sizes.max().clamp(max=k + 1)) * near.ids.shape[1]
     step = max(1, _SPREAD // longest)
     for begin in range(0, count, step):
         some = wanted[begin : begin + step]
         group = groups.group[near.ids[some].long()]
-        taken = sizes[group].clamp(max=k + 1).flatten()  # members ascend: later ones cannot come in
+        taken = sizes[group].clamp(max=k + 1)  # members ascend: later ones cannot come in
+        taken = taken.masked_fill(near.ids[some] < 0, 0).flatten()
         source = torch.repeat_interleave(taken)
         place = torch.arange(len(source), device=device) - (taken.cumsum(0) - taken)[source]
         member = groups.members[groups.starts[group.flatten()[source]] + place]
@@ -128,9 +129,11 @@ def spread(near: Best, groups: Distinct, wanted: torch.Tensor, k: int, own: bool
         order = order[torch.argsort(row[order], stable=True)]
         lengths = torch.bincount(row, minlength=len(some))
         rank = torch.arange(len(order), device=device) - (lengths.cumsum(0) - lengths)[row[order]]
-        kept = order[rank < k - lead]
-        out.ids[begin : begin + step, lead:] = member[kept].view(len(some), k - lead).int()
-        out.steps[begin : begin + step, lead:] = steps[kept].view(len(some), k - lead)
+        near_enough = rank < k - lead
+        kept = order[near_enough]
+        to = begin + row[kept], lead + rank[near_enough]
+        out.ids[to] = member[kept].int()
+        out.steps[to] = steps[kept]
     if own:
         out.ids[:, 0] = torch.arange(count, device=device)
         out.steps[:, 0] = int(GRID)

@@ -7,7 +7,7 @@
 
 Sums of w are exact in any order and never below what they stand for.
 
-Shapes: V (N, N) CSR, values from 0 to 1. Time: two sorts of the entries. Memory: 28 bytes an entry, 64 a row,
+Shapes: V (N, N) CSR, values from 0 to 1. Time: two sorts of the entries. Memory: 20 bytes an entry, 64 a row,
 and 80 for an entry of the rows that are being sorted.
 """
 
@@ -21,7 +21,7 @@ import torch
 from dmx.kernels.sparse import SparseRows, starts_of
 
 WHOLE = 2**14  # w(1) fits int16
-ENTRY_BYTES = 4 + 8 + 2 + 4 + 2 + 8  # ranks, values, weights; lists, their weights, places in them
+ENTRY_BYTES = 4 + 2 + 4 + 2 + 8  # ranks, weights; lists, their weights, places in them
 ROW_BYTES = 8 * 8  # starts, counts and ranks
 SORT_BYTES = 80  # keys and order before and after, rows, running sums, what the sort itself takes
 
@@ -32,9 +32,7 @@ class Heads:
 
     Attributes:
         starts: (N + 1,) int64.
-        ranks: (entries,) int32, ascending in every row.
-        values: (entries,) float64.
-        weights: (entries,) int16, w of the values.
+        ranks: (entries,) int32, ascending in every row; weights: (entries,) int16, w of the values.
         head_starts: (N + 1,) int64; head(i) is the first head_starts[i + 1] - head_starts[i] entries of row
         i. list_starts: (N + 1,) int64, the heads by rank. list_rows: (head entries,) int32, ascending in
         every list. list_weights: (head entries,) int16. after: (head entries,) int64, by rows: where in its
@@ -43,7 +41,6 @@ class Heads:
 
     starts: torch.Tensor
     ranks: torch.Tensor
-    values: torch.Tensor
     weights: torch.Tensor
     head_starts: torch.Tensor
     list_starts: torch.Tensor
@@ -51,6 +48,22 @@ class Heads:
     list_weights: torch.Tensor
     after: torch.Tensor
     longest: int
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Rows in the order of their ranks, and where their heads end.
+
+    Attributes:
+        starts: (N + 1,) int64.
+        ranks: (entries,) int32, ascending in every row; weights: (entries,) int16.
+        head_sizes: (N,) int64.
+    """
+
+    starts: torch.Tensor
+    ranks: torch.Tensor
+    weights: torch.Tensor
+    head_sizes: torch.Tensor
 
 
 def groups(starts: torch.Tensor, most: int) -> Iterator[tuple[int, int]]:
@@ -79,19 +92,17 @@ def _rank(indices: torch.Tensor, n: int, most: int) -> torch.Tensor:
     return rank
 
 
-def find_heads(v: SparseRows, tail: int, most: int) -> Heads:
-    """Sorts the rows by rank, cuts off their tails and lists the heads.
+def cut_rows(v: SparseRows, rank: torch.Tensor, tail: int, most: int) -> Cut:
+    """Sorts the rows by rank and cuts off their tails.
 
     Args:
         v: rows as of `k_reciprocal`; columns in any order.
+        rank: (columns,) int32, place of every column.
         tail: T.
         most: entries sorted at a time.
     """
-    n, longest = len(v), int(v.starts.diff().max())
-    rank = _rank(v.indices, n, most)
-    ranks, values = torch.empty_like(v.indices), torch.empty_like(v.values)
-    weights = torch.empty_like(v.indices, dtype=torch.int16)
-    head_sizes, list_sizes = torch.zeros_like(v.starts[1:]), torch.zeros_like(v.starts[1:])
+    ranks, weights = torch.empty_like(v.indices), torch.empty_like(v.indices, dtype=torch.int16)
+    head_sizes = torch.zeros_like(v.starts[1:])
     for begin, end in groups(v.starts, most):
         first, last = int(v.starts[begin]), int(v.starts[end])
         if first == last:
@@ -100,42 +111,59 @@ def find_heads(v: SparseRows, tail: int, most: int) -> Heads:
         row = _rows_of(v.starts[begin : end + 1].diff(), last - first)
         keys, order = ((row << 32) | rank.index_select(0, v.indices[part])).sort()
         ranks[part] = keys & 0xFFFFFFFF
-        values[part] = v.values[part].index_select(0, order)
-        weights[part] = (values[part] * WHOLE).to(torch.int16) + 1
+        weights[part] = (v.values[part].index_select(0, order) * WHOLE).to(torch.int16) + 1
         del keys, order
         upto = weights[part].cumsum(0)  # int64
         all_of_row = upto[v.starts[begin + 1 : end + 1] - first - 1][row]
         in_head = all_of_row - upto + weights[part] > tail  # an entry and what follows is too much for a tail
         head_sizes[begin:end] = torch.bincount(row[in_head], minlength=end - begin)
-        list_sizes += torch.bincount(ranks[part][in_head], minlength=n)
-    del rank
-    head_starts, list_starts = starts_of(head_sizes), starts_of(list_sizes)
-    lists = _lists(v.starts, ranks, weights, head_starts, list_starts, most)
-    return Heads(v.starts, ranks, values, weights, head_starts, list_starts, *lists, longest)
+    return Cut(v.starts, ranks, weights, head_sizes)
+
+
+def find_heads(v: SparseRows, tail: int, most: int) -> Heads:
+    """Cuts the rows and lists the heads by rank; arguments as of `cut_rows`."""
+    n, longest = len(v), int(v.starts.diff().max())
+    cut = cut_rows(v, _rank(v.indices, n, most), tail, most)
+    head_starts = starts_of(cut.head_sizes)
+    lists = _lists(cut, head_starts, most)
+    return Heads(v.starts, cut.ranks, cut.weights, head_starts, *lists, longest)
 
 
 def _lists(
-    starts: torch.Tensor, ranks: torch.Tensor, weights: torch.Tensor,
-    head_starts: torch.Tensor, list_starts: torch.Tensor, most: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """`list_rows`, `list_weights` and `after`."""
-    n, device = len(starts) - 1, starts.device
+    cut: Cut, head_starts: torch.Tensor, most: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`list_starts`, `list_rows`, `list_weights` and `after`."""
+    n, device = len(cut.starts) - 1, cut.starts.device
     count = int(head_starts[-1])
+    list_sizes = torch.zeros(n, dtype=torch.int64, device=device)
+    for begin, end in groups(head_starts, most):
+        entry = _head_entries(cut, head_starts, begin, end)[1]
+        list_sizes += torch.bincount(cut.ranks[entry], minlength=n)
+    list_starts = starts_of(list_sizes)
     list_rows = torch.empty(count, dtype=torch.int32, device=device)
     list_weights = torch.empty(count, dtype=torch.int16, device=device)
     after = torch.empty(count, dtype=torch.int64, device=device)
     free = list_starts[:-1].clone()  # where the next row of a list goes: groups come in the order of the rows
     for begin, end in groups(head_starts, most):
         first, last = int(head_starts[begin]), int(head_starts[end])
-        row = _rows_of(head_starts[begin : end + 1].diff(), last - first) + begin
-        entry = torch.arange(first, last, device=device) + (starts - head_starts)[row]
-        keys, order = ((ranks[entry].long() << 32) | row).sort()
+        row, entry = _head_entries(cut, head_starts, begin, end)
+        keys, order = ((cut.ranks[entry].long() << 32) | row).sort()
         del row
         column = keys >> 32
         sizes = torch.bincount(column, minlength=n)
         place = torch.arange(last - first, device=device) + (free - starts_of(sizes)[:-1])[column]
         list_rows[place] = (keys & 0xFFFFFFFF).to(torch.int32)
-        list_weights[place] = weights[entry[order]]
+        list_weights[place] = cut.weights[entry[order]]
         after[first + order] = place + 1
         free += sizes
-    return list_rows, list_weights, after
+    return list_starts, list_rows, list_weights, after
+
+
+def _head_entries(
+    cut: Cut, head_starts: torch.Tensor, begin: int, end: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The row of every entry of the heads of rows [begin, end), and where it stands among all entries."""
+    first, last = int(head_starts[begin]), int(head_starts[end])
+    row = _rows_of(head_starts[begin : end + 1].diff(), last - first) + begin
+    entry = torch.arange(first, last, device=row.device) + (cut.starts - head_starts)[row]
+    return row, entry

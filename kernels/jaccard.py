@@ -25,7 +25,7 @@ Error: |d - exact| <= 5e-13 (the rounding) + 1e-15.
 Time: sum over columns of (rows with the column in their head)^2, and candidates times entries of a row. In
 clustered sets of 8,000 rows with 40 to 128 entries, heads had 23 to 69 of them; a row made 440 to 3,500
 additions for 20 to 1,900 rows, of which 7 to 20 became candidates and 2 to 20 were close.
-Memory: 28 bytes an entry, 144 a row, the pass, and 24 bytes a pair.
+Memory: 20 bytes an entry, 144 a row, the pass, and 24 bytes a pair.
 Sources: Zhong et al., CVPR 2017, eq. 10; prefix filtering as in Bayardo, Ma and Srikant, "Scaling up all
 pairs similarity search", WWW 2007.
 """
@@ -219,9 +219,9 @@ def _candidates(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["pairs", "steps"])
 def _verify(  # type: ignore[no-untyped-def]
-    starts, ranks, values, keys, distances, pairs, steps, PAIRS: tl.constexpr, ENTRIES: tl.constexpr
+    starts, columns, values, keys, distances, pairs, steps, PAIRS: tl.constexpr, ENTRIES: tl.constexpr
 ):
-    """d of every candidate: the entries of row j are looked up in row i."""
+    """d of every candidate: the entries of row j are looked up in row i, whose columns ascend."""
     pair = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
     exists = pair < pairs
     key = tl.load(keys + pair, mask=exists, other=0)
@@ -234,10 +234,10 @@ def _verify(  # type: ignore[no-untyped-def]
     total = tl.zeros([PAIRS, ENTRIES], tl.float64)
     for c in range(0, tl.max(tl.max(size, 1), 0), ENTRIES):
         asked = c + entry < size
-        wanted = tl.load(ranks + base + c + entry, mask=asked, other=0)
-        low = _find(ranks, own, own_size + tl.zeros_like(wanted), wanted, steps, asked)
+        wanted = tl.load(columns + base + c + entry, mask=asked, other=0)
+        low = _find(columns, own, own_size + tl.zeros_like(wanted), wanted, steps, asked)
         shared = asked & (low < own_size)
-        shared = shared & (tl.load(ranks + own + low, mask=shared, other=-1) == wanted)
+        shared = shared & (tl.load(columns + own + low, mask=shared, other=-1) == wanted)
         ours = tl.load(values + own + low, mask=shared, other=0.0)
         total += tl.minimum(ours, tl.load(values + base + c + entry, mask=shared, other=0.0))
     m = tl.sum(total, 1)
@@ -245,7 +245,7 @@ def _verify(  # type: ignore[no-untyped-def]
     tl.store(distances + pair, tl.where(d > 0.0, d, 0.0), mask=exists)
 
 
-def _bounds(max_distance: float, longest: int) -> tuple[int, int]:
+def bounds(max_distance: float, longest: int) -> tuple[int, int]:
     """T and m_min - T of the method, in units of 2^-14.
 
     Sums of w are whole numbers not below 2^14 m, so the lower bound is rounded up. Two things let m be less
@@ -291,8 +291,67 @@ def plan_jaccard(n: int, entries: int, free_bytes: int | None = None) -> Plan:
     return split("jaccard_pairs", n, fixed, a_row, free_bytes, most_rows=_MOST_ROWS)
 
 
+def distances_of(v: SparseRows, keys: torch.Tensor, longest: int) -> torch.Tensor:
+    """d of pairs of rows, on a GPU.
+
+    Args:
+        v: rows that sum to 1, columns ascending.
+        keys: (P,) int64, i << 32 | j.
+        longest: entries of the longest row.
+
+    Returns:
+        (P,) float64.
+    """
+    distances = torch.empty(len(keys), dtype=torch.float64, device=keys.device)
+    if len(keys):
+        with on(keys):
+            # Not fused: multiplying and adding in one would round once where the definition rounds twice.
+            _verify[(triton.cdiv(len(keys), _PAIRS),)](
+                v.starts, v.indices, v.values, keys, distances, len(keys), longest.bit_length(),
+                PAIRS=_PAIRS, ENTRIES=_ENTRIES, num_warps=_VERIFY_WARPS, enable_fp_fusion=False,
+            )  # fmt: skip
+    return distances
+
+
+def collect_candidates(
+    head_starts: torch.Tensor, columns: torch.Tensor, weights: torch.Tensor,
+    list_starts: torch.Tensor, list_rows: torch.Tensor, list_weights: torch.Tensor, after: torch.Tensor,
+    others: int, enough: int,
+) -> torch.Tensor:  # fmt: skip
+    """Keys r << 32 | j of rows that share `enough` in their heads, on a GPU; some may be there twice.
+
+    Args:
+        head_starts: (R + 1,) int64, of heads that hold `columns` int32, lists, and `weights` int16.
+        list_starts: (C + 1,) int64, of lists that hold `list_rows` int32 and `list_weights` int16.
+        after: (head entries,) int64, where in its list the first row stands that counts.
+        others: all rows in lists are below it.
+    """
+    rows, device = len(head_starts) - 1, columns.device
+    longest = int(head_starts.diff().max()) if rows else 0
+    # The others' heads are not here: they come first and are empty, and nobody seems to have met before.
+    begin = others + 1
+    starts = torch.cat([torch.zeros(begin, dtype=torch.int64, device=device), head_starts])
+    table = _table(others, longest, device)
+    counts = torch.empty(rows, dtype=torch.int32, device=device)
+    room = rows * _CANDIDATES
+    while rows:
+        keys = torch.empty(room, dtype=torch.int64, device=device)
+        counter = torch.zeros(1, dtype=torch.int64, device=device)
+        with on(keys):
+            _candidates[(min(len(table.cells), rows),)](
+                starts, columns, weights, starts, list_starts, list_rows, list_weights, after,
+                table.cells, counter, counts, keys, begin, begin + rows, table.buckets, table.slots, enough,
+                len(keys), longest.bit_length(),
+                HEADS=_HEADS, WIDTH=_WIDTH, PROBES=_PROBES, num_warps=_JOIN_WARPS, maxnreg=_REGISTERS,
+            )  # fmt: skip
+        if int(counter) <= room:
+            return keys[: int(counter)] - (begin << 32)
+        room = int(counter)
+    return torch.empty(0, dtype=torch.int64, device=device)
+
+
 def _join(
-    heads: Heads, max_distance: float, enough: int,
+    v: SparseRows, heads: Heads, max_distance: float, enough: int,
     keys: torch.Tensor, table: _Table, begin: int, end: int,
 ) -> Iterator[SparseRows]:  # fmt: skip
     """Pairs of rows [begin, end), in as many parts as the room for candidates, `keys`, asks for."""
@@ -309,16 +368,9 @@ def _join(
     found = int(counter)
     if found > len(keys):  # the counts are right all the same, and say what fits
         for first, last in groups(starts_of(counts), len(keys)):
-            yield from _join(heads, max_distance, enough, keys, table, begin + first, begin + last)
+            yield from _join(v, heads, max_distance, enough, keys, table, begin + first, begin + last)
         return
-    distances = torch.empty(found, dtype=torch.float64, device=keys.device)
-    if found:
-        with on(keys):
-            # Not fused: multiplying and adding in one would round once where the definition rounds twice.
-            _verify[(triton.cdiv(found, _PAIRS),)](
-                heads.starts, heads.ranks, heads.values, keys, distances, found, steps,
-                PAIRS=_PAIRS, ENTRIES=_ENTRIES, num_warps=_VERIFY_WARPS, enable_fp_fusion=False,
-            )  # fmt: skip
+    distances = distances_of(v, keys[:found], heads.longest)
     near = distances <= max_distance
     close, order = keys[:found][near].sort()
     sizes = torch.bincount((close >> 32) - begin, minlength=end - begin)
@@ -330,7 +382,7 @@ def jaccard_pairs(v: SparseRows, max_distance: float) -> SparseRows:
     """All pairs i < j with d(i, j) <= max_distance that share at least one entry.
 
     Args:
-        v: rows of `k_reciprocal`, each summing to 1; columns in any order.
+        v: rows of `k_reciprocal`, each summing to 1; on a GPU columns ascend.
         max_distance: in [0, 1]. Pairs that share nothing are at distance 1 and never returned.
 
     Returns:
@@ -343,7 +395,7 @@ def jaccard_pairs(v: SparseRows, max_distance: float) -> SparseRows:
         return SparseRows.of(cpu.jaccard_pairs(v.on_cpu(), max_distance))
     n, device = len(v), v.values.device
     plan = plan_jaccard(n, len(v.indices), free_bytes(device))
-    tail, enough = _bounds(max_distance, int(v.starts.diff().max()))
+    tail, enough = bounds(max_distance, int(v.starts.diff().max()))
     most = min(plan.rows_per_pass * -(-len(v.indices) // n), _MOST_ENTRIES)
     heads = find_heads(v, tail, max(most, 1))
     keys = torch.empty(n + plan.rows_per_pass * _CANDIDATES, dtype=torch.int64, device=device)
@@ -351,7 +403,7 @@ def jaccard_pairs(v: SparseRows, max_distance: float) -> SparseRows:
     parts: list[SparseRows] = []
     for begin in range(0, n, plan.rows_per_pass):
         end = min(begin + plan.rows_per_pass, n)
-        parts.extend(_join(heads, max_distance, enough, keys, table, begin, end))
+        parts.extend(_join(v, heads, max_distance, enough, keys, table, begin, end))
         pairs = sum(len(part.indices) for part in parts)
         require("jaccard_pairs, to join its parts", _PAIR_BYTES * pairs, free_bytes(device))
     return join_rows(parts)

@@ -28,6 +28,8 @@ columns and the half list as every published pseudo-label generator takes them (
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -36,15 +38,13 @@ from dmx.kernels.cpu import k_reciprocal as cpu
 from dmx.kernels.cpu.k_reciprocal import half_columns as half_columns
 from dmx.kernels.cpu.knn import Neighbours as CpuNeighbours
 from dmx.kernels.device import as_array, on, pad_to_power_of_two, takes_triton
+from dmx.kernels.expansion import ENTRY_BYTES, LEAST_ROWS, MOST_ROWS, expand, expand_reference
 from dmx.kernels.knn import Neighbours
 from dmx.kernels.memory import Plan, free_bytes, split
 from dmx.kernels.similarity import from_grid, on_grid, similarity_reference, squared_lengths
-from dmx.kernels.sparse import SparseRows, join_rows, starts_of
+from dmx.kernels.sparse import SparseRows, empty_rows, join_rows, places_of, put_in_order
 
 MOST_COLUMNS = 64  # bits of a mask
-_ENTRY_BYTES = 12  # of a sparse row: int32 column, float64 value
-_MOST_ROWS = 2**18  # a pass: 60 waves of one-warp programs on an H100; more would only hold more scratch
-_LEAST_ROWS = 16  # passes are multiples of it, so that what they begin with is aligned and nothing recompiles
 
 # One program a row, waiting for gathers: what hides them is rows in flight, so tiles get warps enough for 8
 # values a thread. That takes 24 to 48 registers, and an SM holds 40 to 64 warps.
@@ -54,9 +54,6 @@ _TILE_PER_WARP = 256
 _FEATURE_BLOCK = 256
 # Rows hold about 30 entries before expansion, candidates for it fewer.
 _ROW_BLOCK = 32
-# The usual k2 = 6 rows are one group, their 180 or so entries three blocks. 4 values a thread, because a
-# look-up holds 64-bit addresses. Left alone, the compiler spills 8 bytes to get by with 8 registers fewer.
-_LIST_GROUP, _ENTRY_BLOCK, _AVERAGE_WARPS, _AVERAGE_REGISTERS = 8, 64, 4, 80
 
 
 def k_reciprocal_reference(
@@ -75,7 +72,7 @@ def k_reciprocal_reference(
     members = full + accepted @ half > 0
     weights = members * torch.exp(-(2 - 2 * similarity_reference(features, features)))
     v = weights / weights.sum(1, keepdim=True)
-    return v[columns[:, :k2]].mean(1)
+    return expand_reference(v, columns[:, :k2])
 
 
 @triton.jit
@@ -162,16 +159,14 @@ def _members(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _weigh(  # type: ignore[no-untyped-def]
-    features, squares, full, begin, members, weights, sizes, D,
-    KP: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    features, squares, first_row, members, weights, starts, sizes, D, BLOCK: tl.constexpr
+):
     """Replaces the zeros among the weights: similarities of members that are no neighbours."""
     row = tl.program_id(0).to(tl.int64)
-    i = begin + row
-    reciprocal = ((tl.load(full + i) >> tl.arange(0, KP)) & 1).to(tl.int32)
-    for t in range(tl.sum(reciprocal, 0), tl.load(sizes + row)):
-        if tl.load(weights + row * WIDTH + t) == 0.0:
-            j = tl.load(members + row * WIDTH + t).to(tl.int64)
+    i, start = first_row + row, tl.load(starts + row)
+    for t in range(start, start + tl.load(sizes + row)):
+        if tl.load(weights + t) == 0.0:
+            j = tl.load(members + t).to(tl.int64)
             products = tl.zeros([BLOCK], tl.float64)
             for first in range(0, D, BLOCK):
                 at = first + tl.arange(0, BLOCK)
@@ -179,95 +174,7 @@ def _weigh(  # type: ignore[no-untyped-def]
                 y = tl.load(features + j * D + at, mask=at < D, other=0.0).to(tl.float64)
                 products += x * y
             steps = on_grid(tl.sum(products, 0), tl.load(squares + i), tl.load(squares + j))
-            tl.store(weights + row * WIDTH + t, tl.exp(-(2.0 - 2.0 * from_grid(steps))))
-
-
-@triton.jit
-def _order(columns, values, starts, sizes, to_columns, to_values, to_starts, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Copies rows of distinct columns so that the columns ascend and the values of a row sum to 1."""
-    row = tl.program_id(0).to(tl.int64)
-    start, size, to = tl.load(starts + row), tl.load(sizes + row), tl.load(to_starts + row)
-    totals = tl.zeros([BLOCK], tl.float64)
-    for first in range(0, size, BLOCK):
-        at = first + tl.arange(0, BLOCK)
-        totals += tl.load(values + start + at, mask=at < size, other=0.0)
-    total = tl.sum(totals, 0)
-    for first in range(0, size, BLOCK):
-        at = first + tl.arange(0, BLOCK)
-        column = tl.load(columns + start + at, mask=at < size, other=-1)
-        rank = tl.zeros([BLOCK], tl.int32)
-        for second in range(0, size, BLOCK):
-            other_at = second + tl.arange(0, BLOCK)
-            other = tl.load(columns + start + other_at, mask=other_at < size, other=2147483647)
-            rank += tl.sum((other[:, None] < column[None, :]).to(tl.int32), 0)
-        value = tl.load(values + start + at, mask=at < size, other=0.0)
-        tl.store(to_columns + to + rank, column, mask=at < size)
-        tl.store(to_values + to + rank, value / total, mask=at < size)
-
-
-@triton.jit
-def _rows(neighbours, starts, first, LISTS: tl.constexpr, GROUP: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Rows of V of neighbours first + [0, GROUP): number, start, size (0 beyond LISTS), each (GROUP, 1)."""
-    c = first + tl.arange(0, GROUP)[:, None]
-    j = tl.load(neighbours + c, mask=c < LISTS, other=0).to(tl.int64)
-    start = tl.load(starts + j)
-    return c, start, tl.where(c < LISTS, (tl.load(starts + j + 1) - start).to(tl.int32), 0)
-
-
-@triton.jit
-def _average(  # type: ignore[no-untyped-def]
-    neighbours, starts, columns, values, begin, to_starts, to_columns, to_values, counts,
-    K: tl.constexpr, LISTS: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, FILL: tl.constexpr,
-):  # fmt: skip
-    """The union of the rows knn(i)[:LISTS]: its size or, if FILL, its columns with the sums of their values.
-
-    Every column is looked up in the other rows, GROUP of them at once, and written where it occurs first. How
-    much room is needed shows when all rows are counted, so this runs twice.
-    """
-    row = tl.program_id(0).to(tl.int64)
-    neighbours += (begin + row) * K
-    entries, used = 0, 0
-    for group in range(0, LISTS, GROUP):
-        _, _, sizes = _rows(neighbours, starts, group, LISTS, GROUP)
-        entries += tl.sum(tl.sum(sizes, 1), 0)
-    for first in range(0, entries, BLOCK):  # of the rows as if written one after the other
-        at = first + tl.arange(0, BLOCK)
-        live = at < entries
-        own, before = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.int32)
-        passed = 0
-        for group in range(0, LISTS, GROUP):
-            _, _, sizes = _rows(neighbours, starts, group, LISTS, GROUP)
-            past = passed + tl.cumsum(sizes, 0) <= at[None, :]
-            own += tl.sum(past.to(tl.int32), 0)
-            before += tl.sum(tl.where(past, sizes, 0), 0)
-            passed += tl.sum(tl.sum(sizes, 1), 0)
-        own_start = tl.load(starts + tl.load(neighbours + own, mask=live, other=0).to(tl.int64))
-        wanted = tl.load(columns + own_start + (at - before), mask=live, other=-1)
-        earlier = tl.zeros([BLOCK], tl.int32)
-        total = tl.zeros([BLOCK], tl.float64)
-        for group in range(0, LISTS, GROUP):
-            other, start, left = _rows(neighbours, starts, group, LISTS, GROUP)
-            mask = live[None, :] & (other < (LISTS if FILL else own[None, :]))
-            offset = tl.zeros([GROUP, BLOCK], tl.int32)
-            longest = tl.max(tl.max(left, 1), 0)
-            while longest > 1:  # the last column <= wanted lies in [offset, offset + left), if there is one
-                middle = offset + left // 2
-                column = tl.load(columns + start + middle, mask=mask, other=0)
-                offset = tl.where(column <= wanted[None, :], middle, offset)
-                left -= left // 2
-                longest -= longest // 2
-            found = mask & (tl.load(columns + start + offset, mask=mask, other=-1) == wanted[None, :])
-            earlier += tl.sum((found & (other < own[None, :])).to(tl.int32), 0)
-            if FILL:
-                total += tl.sum(tl.load(values + start + offset, mask=found, other=0.0), 0)
-        new = ((earlier == 0) & live).to(tl.int32)
-        if FILL:
-            slot = tl.load(to_starts + row) + used + tl.cumsum(new, 0) - new
-            tl.store(to_columns + slot, wanted, mask=new == 1)
-            tl.store(to_values + slot, total, mask=new == 1)
-        used += tl.sum(new, 0)
-    if not FILL:
-        tl.store(counts + row, used)
+            tl.store(weights + t, tl.exp(-(2.0 - 2.0 * from_grid(steps))))
 
 
 def _widths(columns: int, k1: int) -> tuple[int, int, int]:
@@ -298,83 +205,134 @@ def plan_k_reciprocal(n: int, k1: int, k2: int, free_bytes: int | None = None) -
     encoded = columns + columns // 4
     expanded = columns + 7 * columns * (near - 1) // 10
     # Without expansion the parts of several passes and what they are joined to are held together.
-    rows = (8 + _ENTRY_BYTES * encoded) + (8 + _ENTRY_BYTES * (expanded if near > 1 else encoded))
+    rows = (8 + ENTRY_BYTES * encoded) + (8 + ENTRY_BYTES * (expanded if near > 1 else encoded))
     # 24 bytes: counts, sizes, where a row begins in scratch and in its part.
-    scratch = 24 + 4 * added + _ENTRY_BYTES * width
-    return split("k_reciprocal", n, n * (20 + rows), scratch, free_bytes, _LEAST_ROWS, _MOST_ROWS)
+    scratch = 24 + 4 * added + ENTRY_BYTES * width
+    return split("k_reciprocal", n, n * (20 + rows), scratch, free_bytes, LEAST_ROWS, MOST_ROWS)
 
 
 def _warps(tile: int) -> int:
     return max(1, tile // _TILE_PER_WARP)
 
 
-def _encode(
-    features: torch.Tensor, squares: torch.Tensor, near: Neighbours, k1: int, plan: Plan
-) -> SparseRows:
-    """V before expansion, in the passes of the plan."""
-    n, columns = near.indices.shape
+@dataclass(frozen=True)
+class Mutual:
+    """Who is in the list of his neighbours, for the first rows of some lists.
+
+    Attributes:
+        full, half: by the full and by the half lists, a row each: (N,) int64 masks where they take Triton,
+            (N, K) and (N, h) bool on the CPU.
+    """
+
+    full: torch.Tensor
+    half: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Members:
+    """R*(i) of R rows, R(i) first: row r is ids[starts[r] : starts[r] + sizes[r]].
+
+    Attributes:
+        starts: (R + 1 or R,) int64; sizes: (R,) int32 or int64; ids: int32.
+        weights: float64, exp(-(2 - 2 s)), or 0 where no list has s.
+    """
+
+    starts: torch.Tensor
+    sizes: torch.Tensor
+    ids: torch.Tensor
+    weights: torch.Tensor
+
+    def places(self) -> torch.Tensor:
+        """(entries,) int64, where the entries of all rows stand in `ids`."""
+        return places_of(self.starts[: len(self.sizes)], self.sizes)
+
+    def renamed(self, names: torch.Tensor) -> Members:
+        """The same with ids that are `names` of these."""
+        ids, places = torch.empty_like(self.ids), self.places()
+        ids[places] = names[self.ids[places]].to(ids.dtype)
+        return Members(self.starts, self.sizes, ids, self.weights)
+
+
+def mutual(lists: torch.Tensor, k1: int, rows: int | None = None) -> Mutual:
+    """Reciprocity of neighbour lists.
+
+    Args:
+        lists: (U, K) int32; entries are rows of the lists, or U and more for those whose list is not here.
+        k1: length of the neighbour lists asked for.
+        rows: how many of the first rows it is wanted for; the lists of all they name are here.
+    """
+    columns, rows = lists.shape[1], len(lists) if rows is None else rows
+    half, _, _ = _widths(columns, k1)
+    if not takes_triton(lists):
+        found = cpu.mutual(lists.numpy(), rows, half)
+        return Mutual(torch.from_numpy(found[0]), torch.from_numpy(found[1]))
+    padded = pad_to_power_of_two(columns, 16)
+    out = Mutual(*(torch.empty(rows, dtype=torch.int64, device=lists.device) for _ in range(2)))
+    with on(lists):
+        _mutual[(rows,)](lists, out.full, out.half, K=columns, H=half, KP=padded,
+                         num_warps=_warps(padded * padded))  # fmt: skip
+    return out
+
+
+def members(
+    lists: torch.Tensor, similarities: torch.Tensor, reciprocal: Mutual, k1: int, begin: int, end: int,
+    names: int,
+) -> Members:  # fmt: skip
+    """R*(i) of rows [begin, end).
+
+    Args:
+        lists: (U, K) int32, as for `mutual`; similarities: of at least `end` rows.
+        reciprocal: `full` of at least `end` rows, `half` of all U.
+        names: all entries of `lists` are below it.
+    """
+    rows, columns = end - begin, lists.shape[1]
+    if not takes_triton(lists):
+        found = cpu.members(lists.numpy(), similarities.numpy(), reciprocal.full.numpy(),
+                            reciprocal.half.numpy(), begin, end, names)  # fmt: skip
+        csr = SparseRows.of(found)
+        return Members(csr.starts, csr.starts.diff(), csr.indices, csr.values)
     half, most_added, width = _widths(columns, k1)
     padded, padded_half = pad_to_power_of_two(columns, 16), pad_to_power_of_two(half, 16)
-    device = near.indices.device
-    full_bits = torch.empty(n, dtype=torch.int64, device=device)
-    half_bits = torch.empty_like(full_bits)
-    _mutual[(n,)](near.indices, full_bits, half_bits, K=columns, H=half, KP=padded,
-                  num_warps=_warps(padded * padded))  # fmt: skip
-    rows = plan.rows_per_pass
-    added = torch.empty(rows * most_added, dtype=torch.int32, device=device)
-    members = torch.empty(rows * width, dtype=torch.int32, device=device)
-    weights = torch.empty(rows * width, dtype=torch.float64, device=device)
-    counts, sizes = (torch.empty(rows, dtype=torch.int32, device=device) for _ in range(2))
-    slots = width * torch.arange(rows, device=device)
+    added = torch.empty(rows * most_added, dtype=torch.int32, device=lists.device)
+    ids = torch.empty(rows * width, dtype=torch.int32, device=lists.device)
+    weights = torch.empty(rows * width, dtype=torch.float64, device=lists.device)
+    counts, sizes = (torch.empty(rows, dtype=torch.int32, device=lists.device) for _ in range(2))
+    with on(lists):
+        _additions[(rows,)](lists, reciprocal.full, reciprocal.half, begin, added, counts,
+                            K=columns, H=half, KP=padded, HP=padded_half, WIDTH=most_added,
+                            num_warps=_warps(padded * padded_half))  # fmt: skip
+        _members[(rows,)](lists, similarities, reciprocal.full, begin, added, counts, ids, weights, sizes,
+                          K=columns, KP=padded, ADDED=most_added, WIDTH=width,
+                          BLOCK=_ROW_BLOCK, num_warps=_warps(padded * _ROW_BLOCK))  # fmt: skip
+    return Members(width * torch.arange(rows, device=lists.device), sizes, ids, weights)
+
+
+def weigh(rows: Members, features: torch.Tensor, squares: torch.Tensor, first: int) -> None:
+    """Fills in, in place, the weights that no list has.
+
+    Args:
+        rows: ids are rows of the features.
+        features: contiguous; squares: their squared lengths. Row i of `rows` is features[first + i].
+    """
+    if not takes_triton(features):
+        csr = cpu.SparseRows(rows.starts.numpy(), rows.ids.numpy(), rows.weights.numpy())
+        cpu.weigh(csr, as_array(features), squares.numpy(), first)
+        return
     block = min(pad_to_power_of_two(features.shape[1], 32), _FEATURE_BLOCK)
-    parts = []
-    for begin in range(0, n, rows):
-        grid = (min(rows, n - begin),)
-        _additions[grid](near.indices, full_bits, half_bits, begin, added, counts,
-                         K=columns, H=half, KP=padded, HP=padded_half, WIDTH=most_added,
-                         num_warps=_warps(padded * padded_half))  # fmt: skip
-        _members[grid](near.indices, near.similarities, full_bits, begin, added, counts,
-                       members, weights, sizes, K=columns, KP=padded, ADDED=most_added, WIDTH=width,
-                       BLOCK=_ROW_BLOCK, num_warps=_warps(padded * _ROW_BLOCK))  # fmt: skip
-        _weigh[grid](features, squares, full_bits, begin, members, weights, sizes, features.shape[1],
-                     KP=padded, WIDTH=width, BLOCK=block, num_warps=1)  # fmt: skip
-        part = _empty(sizes[: grid[0]])
-        _order[grid](members, weights, slots, sizes, part.indices, part.values, part.starts,
-                     BLOCK=_ROW_BLOCK, num_warps=1)  # fmt: skip
-        parts.append(part)
-    return parts[0] if len(parts) == 1 else join_rows(parts)
+    with on(features):
+        _weigh[(len(rows.sizes),)](features, squares, first, rows.ids, rows.weights, rows.starts, rows.sizes,
+                                   features.shape[1], BLOCK=block, num_warps=1)  # fmt: skip
 
 
-def _empty(sizes: torch.Tensor) -> SparseRows:
-    """Room for rows of these sizes."""
-    starts = starts_of(sizes)
-    entries = int(starts[-1])
-    return SparseRows(
-        starts,
-        torch.empty(entries, dtype=torch.int32, device=sizes.device),
-        torch.empty(entries, dtype=torch.float64, device=sizes.device),
-    )
-
-
-def _expand(v: SparseRows, indices: torch.Tensor, lists: int) -> SparseRows:
-    """Means of the rows of the first `lists` neighbours."""
-    n, columns = indices.shape
-    sizes = torch.empty(n, dtype=torch.int32, device=indices.device)
-    settings = {"K": columns, "LISTS": lists, "GROUP": _LIST_GROUP, "BLOCK": _ENTRY_BLOCK,
-                "num_warps": _AVERAGE_WARPS, "maxnreg": _AVERAGE_REGISTERS}  # fmt: skip
-    _average[(n,)](indices, v.starts, v.indices, v.values, 0, None, None, None, sizes, FILL=False, **settings)
-    entries, longest = int(sizes.sum()), int(sizes.max())
-    plan = split("k_reciprocal", n, 8 * n + _ENTRY_BYTES * entries, 8 + _ENTRY_BYTES * longest,
-                 free_bytes(indices.device), _LEAST_ROWS, _MOST_ROWS)  # fmt: skip
-    out = _empty(sizes)
-    for begin in range(0, n, plan.rows_per_pass):
-        end = min(begin + plan.rows_per_pass, n)
-        part = _empty(sizes[begin:end])
-        grid = (end - begin,)
-        _average[grid](indices, v.starts, v.indices, v.values, begin, part.starts, part.indices, part.values,
-                       None, FILL=True, **settings)  # fmt: skip
-        _order[grid](part.indices, part.values, part.starts, sizes[begin:end], out.indices, out.values,
-                     out.starts[begin:], BLOCK=_ROW_BLOCK, num_warps=1)  # fmt: skip
+def sum_to_one(rows: Members) -> SparseRows:
+    """V before expansion: columns ascending on a GPU, in the order of `rows` on the CPU."""
+    if not takes_triton(rows.weights):
+        csr = cpu.SparseRows(rows.starts.numpy(), rows.ids.numpy(), rows.weights.numpy())
+        cpu.sum_to_one(csr)
+        return SparseRows.of(csr)
+    out = empty_rows(rows.sizes)
+    with on(rows.weights):
+        put_in_order(rows.ids, rows.weights, rows.starts, rows.sizes, out)
     return out
 
 
@@ -406,7 +364,14 @@ def k_reciprocal(
         raise ValueError(f"k_reciprocal: wanted k1 <= {MOST_COLUMNS}, found {k1}; {advice}")
     n, columns = neighbours.indices.shape
     plan = plan_k_reciprocal(n, k1, k2, free_bytes(features.device))
-    with on(features):
-        v = _encode(features.contiguous(), squares, neighbours, k1, plan)
-        lists = min(k2, columns)
-        return v if lists == 1 else _expand(v, neighbours.indices, lists)
+    features, lists = features.contiguous(), neighbours.indices
+    reciprocal = mutual(lists, k1)
+    parts = []
+    for begin in range(0, n, plan.rows_per_pass):
+        end = min(begin + plan.rows_per_pass, n)
+        rows = members(lists, neighbours.similarities, reciprocal, k1, begin, end, n)
+        weigh(rows, features, squares, begin)
+        parts.append(sum_to_one(rows))
+        del rows  # before the next takes its room
+    v = parts[0] if len(parts) == 1 else join_rows(parts)
+    return v if min(k2, columns) == 1 else expand(v, lists[:, :k2].contiguous(), n)

@@ -74,29 +74,38 @@ def plan_knn(queries: int | None, n: int, d: int, k: int, free: int | None = Non
     Raises:
         NotEnoughMemory: not even a pass of 256 rows fits.
     """
-    width = -(-d // WIDTH) * WIDTH
     rows = n if queries is None else queries
-    prepared = n if queries is None else n + queries
-    fixed = (prepared + 2 * candidates.BLOCK) * (2 * width + 60) + n * _HASH_BYTES + 24 * rows * k
-    fixed += _finish_bytes(rows, k)
-    return split("knn", rows, fixed, _row_bytes(k), free, least_rows=candidates.BLOCK)
+    fixed = prepared_bytes(n, d) + 24 * rows * k
+    if queries is not None:
+        fixed += prepared_bytes(queries, d) - queries * _HASH_BYTES
+    fixed += finish_bytes(rows, k)
+    return split("knn", rows, fixed, row_bytes(k), free, least_rows=candidates.BLOCK)
 
 
-def _row_bytes(k: int) -> int:
+def prepared_bytes(n: int, d: int) -> int:
+    """Rows ready for the product, and what finding equal ones takes."""
+    width = -(-d // WIDTH) * WIDTH
+    return (n + candidates.BLOCK) * (2 * width + 60) + n * _HASH_BYTES
+
+
+def row_bytes(k: int) -> int:
     """A row's buffer, count, limit, base and constant, place and turn."""
     return 8 * capacity_for(k) + 48
 
 
-def _finish_bytes(rows: int, k: int) -> int:
+def finish_bytes(rows: int, k: int) -> int:
     """What rescoring holds at a time."""
     return 12 * min(rows, _RESCORED_ROWS) * capacity_for(k)
 
 
-def _finish(
+def finish(
     queries: Side, others: Side, columns: UnitRows, found: Candidates, targets: torch.Tensor, out: Best,
-    k: int, own: bool,
+    k: int, own: bool, all_wanted: bool = True,
 ) -> None:  # fmt: skip
-    """Candidates -> their rows of `out`, (R,) `targets`."""
+    """Candidates -> their rows of `out`, (R,) `targets`.
+
+    Fewer than k candidates are enough unless `all_wanted`: nobody else is similar enough.
+    """
     visit = torch.argsort(
         targets
     )  # in the order of the features, where images of a person often lie together
@@ -106,7 +115,7 @@ def _finish(
         select(best, counts, targets[some].int(), out, k)
         del best, counts  # before the next are taken
     held = found.counts[: len(visit)]
-    lost = torch.nonzero((held > found.packed.shape[1]) | (held < k)).flatten()
+    lost = torch.nonzero((held > found.packed.shape[1]) | ((held < k) & all_wanted)).flatten()
     for some in torch.split(lost, _RESCORED_ROWS) if len(lost) else ():
         again = exact.search(queries, others, found.rows[some], columns.ids, k, own)
         out.ids[targets[some], :k] = again.ids
@@ -122,23 +131,23 @@ def _best(queries: Side, others: Side, k: int, own: bool, out: Best) -> None:
     if not own:
         rows = unit_rows(queries.features, queries.squares, queries.rows.int(), mean, candidates.BLOCK)
         targets = torch.arange(len(queries.rows), device=queries.rows.device)
-    plan = split("knn", len(rows), _finish_bytes(len(rows), k), _row_bytes(k), free_bytes(columns.low.device),
+    plan = split("knn", len(rows), finish_bytes(len(rows), k), row_bytes(k), free_bytes(columns.low.device),
                  least_rows=candidates.BLOCK)  # fmt: skip
     for begin in range(0, len(rows), plan.rows_per_pass):
         end = min(begin + plan.rows_per_pass, len(rows))
         scan = Scan(rows, columns, mean, k, own)
         found = scan.ring() if own and plan.passes == 1 else scan(begin, end)
-        _finish(queries, others, columns, found, targets[begin:end], out, k, own)
+        finish(queries, others, columns, found, targets[begin:end], out, k, own)
         del scan, found  # their buffers, before the next pass takes its own
 
 
-def _checked(features: torch.Tensor, k: int) -> torch.Tensor:
+def checked(features: torch.Tensor, k: int) -> torch.Tensor:
     if not 1 <= k <= MOST:
         raise ValueError(f'k: wanted 1 to {MOST} neighbours on a GPU, found {k}; use device="cpu" for more')
     return features.detach().contiguous()
 
 
-def _neighbours(best: Best) -> Neighbours:
+def neighbours_of(best: Best) -> Neighbours:
     return Neighbours(best.ids, best.steps.double() / GRID)
 
 
@@ -161,7 +170,7 @@ def self_knn(features: torch.Tensor, k: int, *, squares: torch.Tensor | None = N
         given = None if squares is None else squares.numpy()
         found = cpu.self_knn(as_array(features), k, squares=given)
         return Neighbours(torch.from_numpy(found.indices), torch.from_numpy(found.similarities))
-    features, n = _checked(features, k), len(features)
+    features, n = checked(features, k), len(features)
     squares = squared_lengths(features) if squares is None else squares
     groups = distinct(features)
     rows = torch.arange(n, device=features.device) if groups is None else groups.rows
@@ -173,7 +182,7 @@ def self_knn(features: torch.Tensor, k: int, *, squares: torch.Tensor | None = N
         _best(side, side, width - 1, True, out.right_of(1))
     if groups is not None:
         out = spread(out, groups, groups.group, min(k, n), True)
-    return _neighbours(out)
+    return neighbours_of(out)
 
 
 def knn(queries: torch.Tensor, features: torch.Tensor, k: int) -> Neighbours:
@@ -195,7 +204,7 @@ def knn(queries: torch.Tensor, features: torch.Tensor, k: int) -> Neighbours:
         x, y = as_array(queries), as_array(features)
         found = cpu.knn(x.astype(y.dtype, copy=False), y, k)
         return Neighbours(torch.from_numpy(found.indices), torch.from_numpy(found.similarities))
-    features, queries = _checked(features, k), _checked(queries, k)
+    features, queries = checked(features, k), checked(queries, k)
     groups = distinct(features)
     rows = torch.arange(len(features), device=features.device) if groups is None else groups.rows
     wanted = torch.arange(len(queries), device=features.device)
@@ -204,4 +213,4 @@ def knn(queries: torch.Tensor, features: torch.Tensor, k: int) -> Neighbours:
     _best(Side(queries, squared_lengths(queries), wanted), others, out.ids.shape[1], False, out)
     if groups is not None:
         out = spread(out, groups, wanted, min(k, len(features)), False)
-    return _neighbours(out)
+    return neighbours_of(out)

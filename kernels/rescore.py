@@ -22,8 +22,9 @@ import triton
 import triton.language as tl
 
 from dmx.kernels.candidates import ROUNDING, Candidates, ordered
+from dmx.kernels.cpu.knn import NOBODY
 from dmx.kernels.device import on, pad_to_power_of_two
-from dmx.kernels.similarity import from_grid, on_grid
+from dmx.kernels.similarity import GRID, from_grid, on_grid
 
 _RESCORED = 16  # candidates a program multiplies at a time: 16 accumulators a thread
 _CHUNK = 8  # candidates that all of a row are compared with at a time
@@ -55,6 +56,12 @@ class Best:
         """Room for k pairs a row."""
         ids = torch.empty((rows, k), dtype=torch.int32, device=device)
         return Best(ids, torch.empty((rows, k), dtype=torch.int64, device=device))
+
+    @staticmethod
+    def nobody(rows: int, k: int, device: torch.device) -> Best:
+        """Room for k pairs a row, with -1 and `NOBODY` in all places."""
+        ids = torch.full((rows, k), -1, dtype=torch.int32, device=device)
+        return Best(ids, torch.full((rows, k), int(NOBODY * GRID), dtype=torch.int64, device=device))
 
     def right_of(self, column: int) -> Best:
         """A view of the columns from `column` on."""

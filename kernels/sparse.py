@@ -1,4 +1,4 @@
-"""Sparse rows: what k-reciprocal encoding and the Jaccard join hand on."""
+"""Sparse rows: what k-reciprocal encoding and the Jaccard join hand on, and rows of them put in order."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import triton
+import triton.language as tl
 
 from dmx.kernels.cpu import k_reciprocal as cpu
+
+_ROW_BLOCK = 32  # entries of a row that are ranked at a time: rows hold about 30 before expansion
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,12 @@ class SparseRows:
 
     def __len__(self) -> int:
         return len(self.starts) - 1
+
+    def part(self, begin: int, end: int) -> SparseRows:
+        """Rows [begin, end)."""
+        first, last = int(self.starts[begin]), int(self.starts[end])
+        starts = self.starts[begin : end + 1] - first
+        return SparseRows(starts, self.indices[first:last], self.values[first:last])
 
     @property
     def rows(self) -> torch.Tensor:
@@ -60,3 +70,64 @@ def starts_of(sizes: torch.Tensor) -> torch.Tensor:
     starts = torch.zeros(len(sizes) + 1, dtype=torch.int64, device=sizes.device)
     torch.cumsum(sizes, 0, out=starts[1:])
     return starts
+
+
+def places_of(begins: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """Where the entries of some rows stand, one row after the other.
+
+    Args:
+        begins: (R,) int64, place of the first entry of each; sizes: (R,) of any integer type.
+
+    Returns:
+        (entries,) int64.
+    """
+    ends = sizes.cumsum(0)  # int64
+    count = int(ends[-1]) if len(ends) else 0
+    places = torch.repeat_interleave(begins - (ends - sizes), sizes, output_size=count)
+    return places.add_(torch.arange(count, device=places.device))
+
+
+def empty_rows(sizes: torch.Tensor) -> SparseRows:
+    """Room for rows of these sizes."""
+    starts = starts_of(sizes)
+    entries = int(starts[-1])
+    return SparseRows(
+        starts,
+        torch.empty(entries, dtype=torch.int32, device=sizes.device),
+        torch.empty(entries, dtype=torch.float64, device=sizes.device),
+    )
+
+
+@triton.jit
+def _order(columns, values, starts, sizes, to_columns, to_values, to_starts, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Copies rows of distinct columns so that the columns ascend and the values of a row sum to 1."""
+    row = tl.program_id(0).to(tl.int64)
+    start, size, to = tl.load(starts + row), tl.load(sizes + row), tl.load(to_starts + row)
+    totals = tl.zeros([BLOCK], tl.float64)
+    for first in range(0, size, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        totals += tl.load(values + start + at, mask=at < size, other=0.0)
+    total = tl.sum(totals, 0)
+    for first in range(0, size, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        column = tl.load(columns + start + at, mask=at < size, other=-1)
+        rank = tl.zeros([BLOCK], tl.int32)
+        for second in range(0, size, BLOCK):
+            other_at = second + tl.arange(0, BLOCK)
+            other = tl.load(columns + start + other_at, mask=other_at < size, other=2147483647)
+            rank += tl.sum((other[:, None] < column[None, :]).to(tl.int32), 0)
+        value = tl.load(values + start + at, mask=at < size, other=0.0)
+        tl.store(to_columns + to + rank, column, mask=at < size)
+        tl.store(to_values + to + rank, value / total, mask=at < size)
+
+
+def put_in_order(
+    columns: torch.Tensor, values: torch.Tensor, starts: torch.Tensor, sizes: torch.Tensor,
+    out: SparseRows, begin: int = 0,
+) -> None:  # fmt: skip
+    """Copies rows of distinct columns to rows `begin` and on of `out`: ascending, and summing to 1.
+
+    Row r is columns[starts[r] : starts[r] + sizes[r]], with its values. For tensors that take Triton.
+    """
+    _order[(len(sizes),)](columns, values, starts, sizes, out.indices, out.values, out.starts[begin:],
+                          BLOCK=_ROW_BLOCK, num_warps=1)  # fmt: skip

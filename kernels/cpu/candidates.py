@@ -103,7 +103,7 @@ def _compact(i, k, keys, ids, counts, threshold, base, rounding, work):  # type:
     if count < k:
         return
     best = np.float64(_kth_largest(keys[i], work, count, k))
-    limit = np.float32(best - 2.02 * (base[i] + rounding * abs(best)))
+    limit = max(np.float32(best - 2.02 * (base[i] + rounding * abs(best))), threshold[i])
     kept = 0
     for t in range(count):
         if keys[i, t] >= limit:
@@ -311,6 +311,12 @@ class _Buffers:
         kernel(tile.scores, tile.row, tile.column, offset, self.k, self.keys, self.ids, self.counts,
                self.threshold, self.base, self.rounding, 0, tile.scores.shape[owners])  # fmt: skip
 
+    def want(self, least: NDArray[np.float64], constant: NDArray[np.float64]) -> None:
+        """Starts with the thresholds that similarities of at least `least` (n,) prove."""
+        key = least - constant
+        limit = (key - 1.02 * (self.base + self.rounding * np.abs(key))).astype(np.float32)
+        self.threshold[:] = np.nextafter(limit, np.float32(-np.inf))
+
     def finish(self, constant: NDArray[np.float64]) -> Candidates:
         run_blocks(
             lambda a, b: _finish(self.k, self.keys, self.ids, self.counts, self.threshold, self.base,
@@ -370,3 +376,48 @@ def query_candidates(
     with Workers() as workers:
         workers.each(strip, range(0, len(queries), _TILE))
     return buffers.finish(_constant(rows, others, mean))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Rows that seek neighbours among others.
+
+    Attributes:
+        features: (N, D) float32 or float64; squares: (N,) float64, their squared lengths.
+        least: (N,) float64, who is less similar is not wanted.
+    """
+
+    features: NDArray[Any]
+    squares: NDArray[np.float64]
+    least: NDArray[np.float64]
+
+
+def cross_candidates(a: Wanted, b: Wanted, k: int) -> tuple[Candidates, Candidates]:
+    """Candidates for the k nearest rows of `b` to every row of `a`, and of `a` to every row of `b`.
+
+    Every product is computed once and tested against the thresholds of its row and of its column.
+    """
+    dtype = product_dtype(a.features.shape[1])
+    mean = (_mean(a.features, a.squares) + _mean(b.features, b.squares)) / 2
+    rows, columns = (_prepare(side.features, side.squares, mean, dtype) for side in (a, b))
+    constants = _constant(rows, columns, mean), _constant(columns, rows, mean)
+    buffers = []
+    for side, own, other, constant in ((a, rows, columns, constants[0]), (b, columns, rows, constants[1])):
+        width = min(k, len(other.low))
+        some = _Buffers(len(side.features), width, _bound(own, other, _rounding(dtype)), _rounding(dtype))
+        some.want(side.least, constant)
+        buffers.append(some)
+    by_row, by_column = buffers
+    down, across = (-(-len(side.low) // _TILE) for side in (rows, columns))
+    around = max(down, across)
+
+    def both(block: int) -> None:
+        tile = _tile(rows, columns, block * _TILE, (block + distance) % around * _TILE)
+        by_row.scan(tile, True, columns.offset)
+        by_column.scan(tile, False, rows.offset)
+
+    with Workers() as workers:
+        # Along a diagonal of tiles all rows differ, and so do all columns: no two threads feed one buffer.
+        for distance in range(around):
+            workers.each(both, [i for i in range(down) if (i + distance) % around < across])
+    return by_row.finish(constants[0]), by_column.finish(constants[1])

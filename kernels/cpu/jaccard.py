@@ -120,6 +120,51 @@ def _join(  # type: ignore[no-untyped-def]
     return used
 
 
+@njit(cache=True, nogil=True)
+def _meet(  # type: ignore[no-untyped-def]
+    starts, columns, weights, list_starts, list_rows, list_weights, first, enough, total, begin, end,
+    out_starts, out,
+):  # fmt: skip
+    """Rows j > first + i that share `enough` with row i of [begin, end); fills `out` while there is room."""
+    used = 0
+    met = np.empty(total.shape[0] + 1, np.int32)
+    for i in range(begin, end):
+        size = 0
+        for t in range(starts[i], starts[i + 1]):
+            weight, e = np.int32(weights[t]), columns[t]
+            for u in range(list_starts[e + 1] - 1, list_starts[e] - 1, -1):
+                j = list_rows[u]
+                if j <= first + i:
+                    break
+                met[size] = j
+                size += total[j] == 0
+                total[j] += min(weight, np.int32(list_weights[u]))
+        for t in range(size):
+            j = met[t]
+            if total[j] >= enough:
+                if used < out.shape[0]:
+                    out[used] = j
+                used += 1
+            total[j] = 0
+        if used <= out.shape[0]:
+            out[out_starts[i - begin] : used].sort()
+        out_starts[i - begin + 1] = used
+    return used
+
+
+@njit(cache=True, nogil=True)
+def _distances(starts, indices, values, pair_starts, others, weight, begin, end, out):  # type: ignore[no-untyped-def]
+    """d of rows [begin, end) and the `others` that each is paired with; `weight` is zero before and after."""
+    for i in range(begin, end):
+        for t in range(starts[i], starts[i + 1]):
+            weight[indices[t]] = values[t]
+        for t in range(pair_starts[i], pair_starts[i + 1]):
+            j = others[t]
+            out[t] = _distance(_overlap(weight, indices, values, starts[j], starts[j + 1]))
+        for t in range(starts[i], starts[i + 1]):
+            weight[indices[t]] = 0.0
+
+
 @dataclass(frozen=True)
 class _Heads:
     indices: NDArray[np.int32]  # (entries,), every row ordered by rank; its head are the first sizes[i]
@@ -178,3 +223,37 @@ def jaccard_pairs(v: SparseRows, max_distance: float) -> SparseRows:
             room = used
 
     return join_rows(run_blocks(block, n, _ROWS))
+
+
+def candidates(
+    starts: NDArray[np.int64], columns: NDArray[np.int32], weights: NDArray[np.int16],
+    list_starts: NDArray[np.int64], list_rows: NDArray[np.int32], list_weights: NDArray[np.int16],
+    first: int, n: int, enough: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:  # fmt: skip
+    """As of `dmx.kernels.partial_join`: CSR (starts, rows j) of the candidates of every row."""
+
+    def block(begin: int, end: int) -> SparseRows:
+        found, room = np.zeros(end - begin + 1, np.int64), 64 * (end - begin)
+        while True:
+            out = np.empty(room, np.int32)
+            used = _meet(starts, columns, weights, list_starts, list_rows, list_weights, first, enough,
+                         np.zeros(n, np.int32), begin, end, found, out)  # fmt: skip
+            if used <= room:
+                return SparseRows(found, out[:used].copy(), np.empty(used))
+            room = used
+
+    pairs = join_rows(run_blocks(block, len(starts) - 1, 4 * _ROWS))
+    return pairs.starts, pairs.indices
+
+
+def pair_distances(
+    rows: SparseRows, pair_starts: NDArray[np.int64], others: NDArray[np.int32], n: int
+) -> NDArray[np.float64]:
+    """d of each of the first rows and those of `rows` that it is paired with; columns are below `n`."""
+    out = np.empty(len(others))
+    run_blocks(
+        lambda a, b: _distances(rows.starts, rows.indices, rows.values, pair_starts, others, np.zeros(n),
+                                a, b, out),
+        len(pair_starts) - 1, 4 * _ROWS,
+    )  # fmt: skip
+    return out

@@ -2,14 +2,15 @@
 
 Method: reciprocity by searching every neighbour's list; members of R*(i) collected with marks in an array of
 N that is never cleared, because a row's marks hold its own number; expansion by adding rows up in an array of
-N. Columns of V come in any order. Blocks of 1,024 rows run side by side.
+N. Columns of V come in the order in which they are met, and are added up in it, so that results do not depend
+on how rows are numbered. Blocks of 1,024 rows run side by side.
 
-Memory: 24 N bytes a thread beside V, O(N k2 K).
+Memory: 8 N bytes a thread beside V, O(N k2 K).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,11 @@ class SparseRows:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
+    def cut(self) -> SparseRows:
+        """Without the room behind the last row."""
+        used = int(self.starts[-1])
+        return SparseRows(self.starts, self.indices[:used].copy(), self.values[:used].copy())
+
 
 def join_rows(parts: Sequence[SparseRows]) -> SparseRows:
     """Blocks of consecutive rows as one."""
@@ -42,8 +48,8 @@ def join_rows(parts: Sequence[SparseRows]) -> SparseRows:
     starts = [part.starts[1:] + end for part, end in zip(parts, ends, strict=False)]
     return SparseRows(
         np.concatenate([np.zeros(1, np.int64), *starts]),
-        np.concatenate([part.indices for part in parts]),
-        np.concatenate([part.values for part in parts]),
+        np.concatenate([np.empty(0, np.int32), *(part.indices for part in parts)]),
+        np.concatenate([np.empty(0), *(part.values for part in parts)]),
     )
 
 
@@ -53,91 +59,101 @@ def half_columns(k1: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _mutual(neighbours, half, out, begin, end):  # type: ignore[no-untyped-def]
-    """out[i, c]: 0 not mutual, 1 mutual in the full lists, 3 in the half lists too."""
+def _mutual(lists, full, half, begin, end):  # type: ignore[no-untyped-def]
+    """full[i, c]: i is in the list of its c-th neighbour; half[i, c]: so it is in the half lists."""
+    columns = half.shape[1]
     for i in range(begin, end):
-        for c in range(neighbours.shape[1]):
-            j = neighbours[i, c]
-            out[i, c] = 0
-            for d in range(neighbours.shape[1]):
-                if neighbours[j, d] == i:
-                    out[i, c] = 3 if c < half and d < half else 1
+        half[i] = False
+        for c in range(lists.shape[1]):
+            j = lists[i, c]
+            full[i, c] = False
+            for d in range(lists.shape[1]):
+                if lists[j, d] == i:
+                    full[i, c] = True
+                    if c < columns:
+                        half[i, c] = d < columns
                     break
 
 
 @njit(cache=True, nogil=True)
-def _expand(neighbours, mutual, half, i, seen, members):  # type: ignore[no-untyped-def]
-    """Writes R*(i) into `members` and returns its size. seen[e] = 2 i + 1 marks R(i), 2 i + 2 the rest."""
+def _expand(lists, full, half, i, seen, members):  # type: ignore[no-untyped-def]
+    """Writes R*(i) into `members`, R(i) first, and returns how many both are.
+
+    seen[e] = 2 i + 1 marks R(i), 2 i + 2 the rest.
+    """
     size = 0
-    for c in range(neighbours.shape[1]):
-        if mutual[i, c]:
-            seen[neighbours[i, c]] = 2 * i + 1
-            members[size] = neighbours[i, c]
+    for c in range(lists.shape[1]):
+        if full[i, c]:
+            seen[lists[i, c]] = 2 * i + 1
+            members[size] = lists[i, c]
             size += 1
-    for t in range(size):  # only R(i): what is added below does not expand further
+    near = size
+    for t in range(near):  # only R(i): what is added below does not expand further
         j = members[t]
         common, total = 0, 0
-        for c in range(half):
-            if mutual[j, c] == 3:
+        for c in range(half.shape[1]):
+            if half[j, c]:
                 total += 1
-                common += seen[neighbours[j, c]] == 2 * i + 1
+                common += seen[lists[j, c]] == 2 * i + 1
         if 3 * common > 2 * total:
-            for c in range(half):
-                e = neighbours[j, c]
-                if mutual[j, c] == 3 and seen[e] != 2 * i + 1 and seen[e] != 2 * i + 2:
+            for c in range(half.shape[1]):
+                e = lists[j, c]
+                if half[j, c] and seen[e] != 2 * i + 1 and seen[e] != 2 * i + 2:
                     seen[e] = 2 * i + 2
                     members[size] = e
                     size += 1
-    return size
+    return near, size
 
 
 @njit(cache=True, nogil=True)
-def _encode(  # type: ignore[no-untyped-def]
-    features,
-    squares,
-    neighbours,
-    similarities,
-    mutual,
-    half,
-    seen,
-    known,
-    starts,
-    indices,
-    values,
-    begin,
-    end,
-):
-    """Rows [begin, end) of V before expansion; starts, indices, values are of this block alone."""
+def _members(lists, similarities, full, half, seen, starts, ids, weights, begin, end):  # type: ignore[no-untyped-def]
+    """R*(i) of rows [begin, end) and weights, 0 where no list has the similarity."""
     used = 0
     for i in range(begin, end):
-        members = indices[used:]
-        size = _expand(neighbours, mutual, half, i, seen, members)
-        members[:size].sort()
-        for c in range(neighbours.shape[1]):
-            known[neighbours[i, c]] = similarities[i, c]
-        total = 0.0
-        for t in range(size):
-            e = members[t]
-            s = known[e]
-            if seen[e] != 2 * i + 1:
-                s = cosine(features[i], features[e], squares[i], squares[e])
-            weight = np.exp(-(2.0 - 2.0 * s))
-            values[used + t] = weight
-            total += weight
-        for t in range(size):
-            values[used + t] /= total
+        near, size = _expand(lists, full, half, i, seen, ids[used:])
+        t = used
+        for c in range(lists.shape[1]):
+            if full[i, c]:
+                weights[t] = np.exp(-(2.0 - 2.0 * similarities[i, c]))
+                t += 1
+        for t in range(used + near, used + size):
+            weights[t] = 0.0
+            for c in range(lists.shape[1]):
+                if lists[i, c] == ids[t]:
+                    weights[t] = np.exp(-(2.0 - 2.0 * similarities[i, c]))
         used += size
         starts[i - begin + 1] = used
 
 
 @njit(cache=True, nogil=True)
-def _average(neighbours, k2, row_starts, row_indices, row_values, total, starts, indices, values, begin, end):  # type: ignore[no-untyped-def]
+def _weigh(features, squares, first, starts, ids, weights, begin, end):  # type: ignore[no-untyped-def]
+    """Fills in what is missing among the weights of rows [begin, end): row i is features[first + i]."""
+    for i in range(begin, end):
+        for t in range(starts[i], starts[i + 1]):
+            if weights[t] == 0.0:
+                own, e = first + i, ids[t]
+                s = cosine(features[own], features[e], squares[own], squares[e])
+                weights[t] = np.exp(-(2.0 - 2.0 * s))
+
+
+@njit(cache=True, nogil=True)
+def _sum_to_one(starts, weights, begin, end):  # type: ignore[no-untyped-def]
+    for i in range(begin, end):
+        total = 0.0
+        for t in range(starts[i], starts[i + 1]):
+            total += weights[t]
+        for t in range(starts[i], starts[i + 1]):
+            weights[t] /= total
+
+
+@njit(cache=True, nogil=True)
+def _average(lists, k2, row_starts, row_indices, row_values, total, starts, indices, values, begin, end):  # type: ignore[no-untyped-def]
     """Rows [begin, end) of V after expansion; `total` (N,) is zero before and after."""
     used = 0
     for i in range(begin, end):
         size = 0
         for c in range(k2):
-            j = neighbours[i, c]
+            j = lists[i, c]
             for t in range(row_starts[j], row_starts[j + 1]):
                 e = row_indices[t]
                 if total[e] == 0.0:
@@ -151,19 +167,64 @@ def _average(neighbours, k2, row_starts, row_indices, row_values, total, starts,
         starts[i - begin + 1] = used
 
 
-def _rows_by_block(
-    n: int, capacity: Callable[[int, int], int], fill: Callable[[SparseRows, int, int], None]
-) -> SparseRows:
-    """Joins blocks of rows, each written by `fill` into arrays of `capacity` entries."""
+def mutual(lists: NDArray[np.int32], rows: int, half: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Reciprocity of the first `rows` of (U, K) lists, whose entries are rows of them or beyond U.
 
-    def block(begin: int, end: int) -> SparseRows:
-        size = capacity(begin, end)
-        part = SparseRows(np.zeros(end - begin + 1, np.int64), np.empty(size, np.int32), np.empty(size))
-        fill(part, begin, end)
-        used = int(part.starts[-1])
-        return SparseRows(part.starts, part.indices[:used].copy(), part.values[:used].copy())
+    Returns:
+        (rows, K) bool of the full lists and (rows, half) bool of the half lists.
+    """
+    full = np.empty((rows, lists.shape[1]), np.bool_)
+    near = np.empty((rows, half), np.bool_)
+    run_blocks(lambda a, b: _mutual(lists, full, near, a, b), rows, _ROWS)
+    return full, near
 
-    return join_rows(run_blocks(block, n, _ROWS))
+
+def members(
+    lists: NDArray[np.int32], similarities: NDArray[np.float64], full: NDArray[np.bool_],
+    half: NDArray[np.bool_], begin: int, end: int, names: int,
+) -> SparseRows:  # fmt: skip
+    """R*(i) of rows [begin, end) with weights exp(-(2 - 2 s)), 0 where no list has s.
+
+    Args:
+        lists: (U, K), entries below `names`; similarities: (U or end, K), theirs.
+        full: (U or end, K); half: (U, h). As of `mutual`.
+    """
+
+    def block(first: int, last: int) -> SparseRows:
+        size = (last - first) * lists.shape[1] * (1 + half.shape[1])
+        part = SparseRows(np.zeros(last - first + 1, np.int64), np.empty(size, np.int32), np.empty(size))
+        _members(lists, similarities, full, half, np.zeros(names, np.int64),
+                 part.starts, part.indices, part.values, begin + first, begin + last)  # fmt: skip
+        return part.cut()
+
+    return join_rows(run_blocks(block, end - begin, _ROWS))
+
+
+def weigh(rows: SparseRows, features: NDArray[Any], squares: NDArray[np.float64], first: int) -> None:
+    """Fills in, in place, the weights that `members` left open; row i is features[first + i]."""
+    run_blocks(
+        lambda a, b: _weigh(features, squares, first, rows.starts, rows.indices, rows.values, a, b),
+        len(rows), _ROWS,
+    )  # fmt: skip
+
+
+def sum_to_one(rows: SparseRows) -> None:
+    """Divides every row by its sum, in place."""
+    run_blocks(lambda a, b: _sum_to_one(rows.starts, rows.values, a, b), len(rows), _ROWS)
+
+
+def expand(lists: NDArray[np.int32], rows: SparseRows, columns: int) -> SparseRows:
+    """Means of rows: of those in each of the (R, k2) lists. Columns are below `columns`."""
+    sizes, near = np.diff(rows.starts), lists.shape[1]
+
+    def block(first: int, last: int) -> SparseRows:
+        size = int(sizes[lists[first:last]].sum())
+        part = SparseRows(np.zeros(last - first + 1, np.int64), np.empty(size, np.int32), np.empty(size))
+        _average(lists, near, rows.starts, rows.indices, rows.values, np.zeros(columns),
+                 part.starts, part.indices, part.values, first, last)  # fmt: skip
+        return part.cut()
+
+    return join_rows(run_blocks(block, len(lists), _ROWS))
 
 
 def k_reciprocal(
@@ -181,25 +242,10 @@ def k_reciprocal(
     Returns:
         V as CSR rows (N, N).
     """
-    indices, n = neighbours.indices, len(neighbours.indices)
-    columns = indices.shape[1]
-    half = min(half_columns(k1), columns)
-    mutual = np.empty(indices.shape, np.int8)
-    run_blocks(lambda a, b: _mutual(indices, half, mutual, a, b), n, _ROWS)
-
-    def encode(part: SparseRows, begin: int, end: int) -> None:
-        seen, known = np.zeros(n, np.int64), np.empty(n)
-        _encode(features, squares, indices, neighbours.similarities, mutual, half, seen, known,
-                part.starts, part.indices, part.values, begin, end)  # fmt: skip
-
-    rows = _rows_by_block(n, lambda a, b: (b - a) * columns * (1 + half), encode)
-    near = min(k2, columns)
-    if near == 1:
-        return rows
-    sizes = np.diff(rows.starts)
-
-    def average(part: SparseRows, begin: int, end: int) -> None:
-        _average(indices, near, rows.starts, rows.indices, rows.values, np.zeros(n),
-                 part.starts, part.indices, part.values, begin, end)  # fmt: skip
-
-    return _rows_by_block(n, lambda a, b: int(sizes[indices[a:b, :near]].sum()), average)
+    lists = neighbours.indices
+    n, columns = lists.shape
+    full, half = mutual(lists, n, min(half_columns(k1), columns))
+    rows = members(lists, neighbours.similarities, full, half, 0, n, n)
+    weigh(rows, features, squares, 0)
+    sum_to_one(rows)
+    return rows if min(k2, columns) == 1 else expand(lists[:, :k2], rows, n)

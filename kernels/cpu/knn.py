@@ -22,12 +22,15 @@ from numpy.typing import NDArray
 from dmx.kernels.cpu.blocks import run_blocks
 from dmx.kernels.cpu.candidates import (
     Candidates,
+    Wanted,
+    cross_candidates,
     product_dtype,
     query_candidates,
     self_candidates,
 )
 from dmx.kernels.cpu.similarity import cosine, first_equal, squared_lengths
 
+NOBODY = -3.0  # similarity of a place in a list that nobody takes; its index is -1
 _ROWS = 256  # rows a rescoring call gets
 
 
@@ -37,6 +40,10 @@ class Neighbours:
 
     indices: NDArray[np.int32]
     similarities: NDArray[np.float64]
+
+
+def _nobody(rows: int, k: int) -> Neighbours:
+    return Neighbours(np.full((rows, k), -1, np.int32), np.full((rows, k), NOBODY))
 
 
 @njit(cache=True, nogil=True)
@@ -93,7 +100,7 @@ def _spread(near, near_values, group, members, starts, own, indices, values, beg
         row = group[i]
         for t in range(near.shape[1]):
             s = near_values[row, t]
-            if count == k - lead and (count == 0 or s < values[i, k - 1]):
+            if near[row, t] < 0 or (count == k - lead and (count == 0 or s < values[i, k - 1])):
                 break
             for m in range(starts[near[row, t]], starts[near[row, t] + 1]):
                 if m - starts[near[row, t]] > k:
@@ -135,7 +142,7 @@ def _rescored(
     queries: NDArray[Any], query_squares: NDArray[np.float64], features: NDArray[Any],
     squares: NDArray[np.float64], candidates: Candidates, k: int, own: bool,
 ) -> Neighbours:  # fmt: skip
-    out = Neighbours(np.empty((len(queries), k), np.int32), np.empty((len(queries), k), np.float64))
+    out = _nobody(len(queries), k)
     run_blocks(
         lambda a, b: _rescore(queries, query_squares, features, squares, candidates.ids, candidates.counts,
                               candidates.at_most, own, out.indices, out.similarities, a, b),
@@ -147,7 +154,7 @@ def _rescored(
 def _spread_all(
     near: Neighbours, distinct: _Distinct, group: NDArray[np.int64], k: int, own: bool
 ) -> Neighbours:
-    out = Neighbours(np.empty((len(group), k), np.int32), np.empty((len(group), k), np.float64))
+    out = _nobody(len(group), k)
     run_blocks(
         lambda a, b: _spread(near.indices, near.similarities, group, distinct.members, distinct.starts, own,
                              out.indices, out.similarities, a, b),
@@ -202,3 +209,53 @@ def knn(queries: NDArray[Any], features: NDArray[Any], k: int) -> Neighbours:
     if rows is features:
         return near
     return _spread_all(near, distinct, np.arange(len(queries)), min(k, len(features)), False)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Distinct rows of one side of `cross_knn`, and the group of each of its rows."""
+
+    distinct: _Distinct
+    wanted: Wanted
+
+    @staticmethod
+    def of(side: Wanted) -> _Side:
+        distinct = _distinct(side.features)
+        least = np.full(len(distinct.rows), np.inf)
+        np.minimum.at(least, distinct.group, side.least)
+        features = side.features
+        if len(distinct.rows) < len(features):
+            features = features[distinct.rows]
+        return _Side(distinct, Wanted(features, side.squares[distinct.rows], least))
+
+
+def cross_knn(a: Wanted, b: Wanted, k: int) -> tuple[Neighbours, Neighbours]:
+    """The k nearest rows of `b` to every row of `a`, and of `a` to every row of `b`.
+
+    Args:
+        a: (A, D) float32 or float64, C-contiguous, finite, no row zero.
+        b: (B, D) of the same type, likewise.
+        k: columns wanted, >= 1.
+
+    Returns:
+        Neighbours (A, min(k, B)) and (B, min(k, A)). Lists end with -1 and `NOBODY` where fewer rows are as
+        similar as is wanted; some that are less similar may be listed all the same.
+    """
+    sides = _Side.of(a), _Side.of(b)
+    found = cross_candidates(sides[0].wanted, sides[1].wanted, k)
+    lists = []
+    for own, other, candidates in ((*sides, found[0]), (*sides[::-1], found[1])):
+        rows, others = own.wanted, other.wanted
+        width = min(k, len(others.features))
+        _again_in_float32(candidates, rows.features, rows.squares, others.features, others.squares, width)
+        near = _rescored(
+            rows.features, rows.squares, others.features, others.squares, candidates, width, False
+        )
+        if len(rows.features) == len(own.distinct.group) and len(others.features) == len(
+            other.distinct.group
+        ):
+            lists.append(near)
+            continue
+        columns = min(k, len(other.distinct.group))
+        lists.append(_spread_all(near, other.distinct, own.distinct.group, columns, False))
+    return lists[0], lists[1]

@@ -58,7 +58,7 @@ class Build:
 
 
 def knn() -> list[Build]:
-    """Every configuration of the scan, as half ring and as passes; what prepares and finishes it.
+    """Every configuration of the scan: half ring, passes, between two sets; what prepares and finishes it.
 
     128 registers a thread let two blocks of 256 threads share a multiprocessor of an H100 (65,536 registers).
     """
@@ -68,20 +68,21 @@ def knn() -> list[Build]:
     pointers = {
         "rows": "*fp16", "others": "*fp16", "row_offset": "*fp32", "other_offset": "*fp32",
         "limits": "*fp32", "buffers": "*i64", "counts": "*i32",
+        "column_limits": "*fp32", "column_buffers": "*i64", "column_counts": "*i32",
     }  # fmt: skip
     numbers = ("first_row", "row_tiles", "first_diagonal", "diagonals", "blocks", "W")
     tensor_cores = {80: "mma", 90: "wgmma", 100: "tcgen05"}
     limits = ({80: 200, 90: 128, 100: 128}, {90: 192, 100: 192}, {90: 128, 100: 128}, {90: 224, 100: 192})
     for config, registers in zip(candidates.SCAN_CONFIGS, limits, strict=True):
-        for ring in (True, False):
+        for form in ("ring", "pass", "cross"):
             constants = {
-                "RING": ring, "BY_ROW": True, "BY_COLUMN": ring, "OWN": True, "CAPACITY": 256, "BLOCK": 256,
-                "ROWS": config.rows, "COLUMNS": config.columns, "DEPTH": config.depth, "GROUP": config.group,
-                "PIECE": config.piece,
+                "RING": form == "ring", "BY_ROW": True, "BY_COLUMN": form != "pass", "OWN": form != "cross", 
+                "CAPACITY": 256, "BLOCK": 256, "ROWS": config.rows, "COLUMNS": config.columns,
+                "DEPTH": config.depth, "GROUP": config.group, "PIECE": config.piece,
             }  # fmt: skip
             tile = f"{config.rows}x{config.columns}_{config.piece}_{config.warps}"
             found.append(
-                Build(f"scan_{tile}_{'ring' if ring else 'pass'}", candidates._scan,
+                Build(f"scan_{tile}_{form}", candidates._scan,
                       pointers | dict.fromkeys(numbers, "i32"), constants, config.warps, registers,
                       config.stages, ("W",), dict.fromkeys((90, 100), config.registers), tensor_cores),
             )  # fmt: skip
@@ -135,6 +136,7 @@ def k_reciprocal() -> list[Build]:
     Warps as the launcher gives them, a warp for 256 elements of a tile. At 32, 40, 48 and 64 registers a
     thread an SM holds 64, 48, 40 and 32 warps, and it holds no more than 32 programs.
     """
+    from dmx.kernels import expansion, sparse
     from dmx.kernels import k_reciprocal as op
 
     found = []
@@ -154,15 +156,18 @@ def k_reciprocal() -> list[Build]:
                   op._warps(padded * op._ROW_BLOCK), 48),
         ]  # fmt: skip
     for dtype in ("fp32", "bf16", "fp16", "fp64"):
-        signature = {"features": f"*{dtype}", "squares": "*fp64", "full": "*i64", "begin": "i32", "D": "i32"}
-        shape = {"KP": 64, "WIDTH": 704, "BLOCK": op._FEATURE_BLOCK}
+        signature = {"features": f"*{dtype}", "squares": "*fp64", "first_row": "i32", "starts": "*i64",
+                     "D": "i32"}  # fmt: skip
+        shape = {"BLOCK": op._FEATURE_BLOCK}
         found.append(Build(f"weigh_{dtype}", op._weigh, signature | members, shape, 1, 64, aligned=("D",)))
     csr = {"starts": "*i64", "columns": "*i32", "values": "*fp64"}
     to = {"to_starts": "*i64", "to_columns": "*i32", "to_values": "*fp64"}
-    found.append(Build("order", op._order, csr | to | {"sizes": "*i32"}, {"BLOCK": op._ROW_BLOCK}, 1, 56))
-    for k, near_k, registers in ((30, 6, 64), (64, 64, 80)):
-        signature = {"neighbours": "*i32", "begin": "i32", **csr}
-        shape = {"K": k, "LISTS": near_k, "GROUP": op._LIST_GROUP, "BLOCK": op._ENTRY_BLOCK}
+    shape = {"BLOCK": sparse._ROW_BLOCK}
+    found.append(Build("order", sparse._order, csr | to | {"sizes": "*i32"}, shape, 1, 56))
+    op = expansion
+    for near_k, registers in ((6, 64), (64, 80)):
+        signature = {"lists": "*i32", "begin": "i32", **csr}
+        shape = {"LISTS": near_k, "GROUP": op._LIST_GROUP, "BLOCK": op._ENTRY_BLOCK}
         limits = {"num_warps": op._AVERAGE_WARPS, "registers": registers, "maxnreg": op._AVERAGE_REGISTERS}
         found += [
             Build(f"average_{near_k}_count", op._average, signature | {"counts": "*i32"},
@@ -182,12 +187,13 @@ def jaccard() -> list[Build]:
     out = {"tables": "*i32", "counter": "*i64", "counts": "*i32", "keys": "*i64"}
     numbers = dict.fromkeys(("first", "last", "buckets", "slots", "enough", "steps"), "i32") | {"room": "i64"}
     join = {"HEADS": op._HEADS, "WIDTH": op._WIDTH, "PROBES": op._PROBES}
-    pairs = {"values": "*fp64", "keys": "*i64", "distances": "*fp64", "pairs": "i64", "steps": "i32"}
+    pairs = {"starts": "*i64", "columns": "*i32", "values": "*fp64", "keys": "*i64", "distances": "*fp64",
+             "pairs": "i64", "steps": "i32"}  # fmt: skip
     verify = {"PAIRS": op._PAIRS, "ENTRIES": op._ENTRIES}
     return [
         Build("candidates", op._candidates, heads | lists | out | numbers, join, op._JOIN_WARPS, 80,
               maxnreg=op._REGISTERS),
-        Build("verify", op._verify, heads | pairs, verify, op._VERIFY_WARPS, 64),
+        Build("verify", op._verify, pairs, verify, op._VERIFY_WARPS, 64),
     ]  # fmt: skip
 
 

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import DBSCAN
 
-from dmx.kernels.cpu.dbscan import dbscan
 from dmx.kernels.cpu.jaccard import jaccard_pairs
 from dmx.kernels.cpu.k_reciprocal import SparseRows, half_columns, k_reciprocal
 from dmx.kernels.cpu.knn import self_knn
 from dmx.kernels.cpu.similarity import squared_lengths
-from dmx.kernels.dbscan import dbscan_reference
+from dmx.kernels.dbscan import dbscan, dbscan_reference
 from dmx.kernels.jaccard import jaccard_reference
 from dmx.kernels.k_reciprocal import k_reciprocal_reference
+from dmx.kernels.sparse import SparseRows as TensorRows
 
 
 def dense(rows: SparseRows) -> np.ndarray:
@@ -101,7 +101,7 @@ def test_dbscan_numbers_as_scikit_learn(seed: int, n: int, min_samples: int) -> 
         d[i, j][near],
     )
     radii = (1.0, 2.0, 3.0)
-    for eps, labels in zip(radii, dbscan(pairs, radii, min_samples), strict=True):
+    for eps, labels in zip(radii, dbscan(TensorRows.of(pairs), radii, min_samples), strict=True):
         want = DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed").fit(d).labels_
         np.testing.assert_array_equal(labels, want)
         np.testing.assert_array_equal(dbscan_reference(torch.from_numpy(d), eps, min_samples), want)

@@ -51,6 +51,7 @@ def launch_everything() -> dict[str, int]:
     torch.empty_like = lambda *args, **options: empty_like(*args, **options).zero_()
 
     from dmx.kernels import candidates, device
+    from dmx.kernels.cross import NOBODY, Wanted, cross_knn
     from dmx.kernels.dbscan import dbscan
     from dmx.kernels.jaccard import jaccard_pairs
     from dmx.kernels.k_reciprocal import k_reciprocal
@@ -64,6 +65,8 @@ def launch_everything() -> dict[str, int]:
         x = torch.rand(n, d).to(dtype)
         self_knn(x, k)
         knn(x[:1].clone(), x, k)
+        side = Wanted(x, squared_lengths(x), torch.full((n,), NOBODY).double())
+        cross_knn(side, side, k)
         columns = min(k, n)
         lists = (torch.arange(n)[:, None] + torch.arange(columns)).remainder(n).int()
         near = Neighbours(lists, torch.ones(n, columns, dtype=torch.float64))

@@ -201,7 +201,7 @@ def test_passes_change_nothing(device: torch.device, monkeypatch: pytest.MonkeyP
     passes: list[Any] = []
     call = Scan.__call__
     monkeypatch.setattr(Scan, "__call__", lambda *given: (passes.append(given[1:]), call(*given))[1])
-    free = (module._finish_bytes(150, 8) + 70 * held) / 0.9
+    free = (module.finish_bytes(150, 8) + 70 * held) / 0.9
     monkeypatch.setattr(module, "free_bytes", lambda device: int(free))
     found = self_knn(x.to(device), 8)
     assert passes[:2] == [(0, 64), (64, 128)]
@@ -278,7 +278,7 @@ def test_a_pass_ends_before_the_next_begins(device: torch.device, monkeypatch: p
         alive.append(weakref.ref(scan.buffers))
 
     monkeypatch.setattr(Scan, "_start", watched)
-    room = module._finish_bytes(96, 4) + 40 * module._row_bytes(4)
+    room = module.finish_bytes(96, 4) + 40 * module.row_bytes(4)
     monkeypatch.setattr(module, "free_bytes", lambda device: int(room / 0.9))
     x = rows(96, 12).to(device)
     self_knn(x, 5)
