@@ -82,6 +82,20 @@ class ShardSplit:
         """`train`, `query` or `gallery`."""
         return self._name
 
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """The files, in order."""
+        return self._shards
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The first row of each shard, and the number of rows after the last."""
+        return tuple(self._starts)
+
+    def shard(self, index: int) -> ShardSplit:
+        """The rows of one shard, for what needs not read all of them."""
+        return ShardSplit(self.folder, self._name, (self._shards[index],))
+
     def __len__(self) -> int:
         return self._starts[-1]
 

@@ -52,7 +52,12 @@ def test_only_the_engine_module_imports_deepspeed() -> None:
 
 
 def test_only_launching_and_embedding_import_ray() -> None:
-    assert users_of("ray") == {"dmx/ray_cluster.py", "dmx/ray_workers.py"}
+    assert users_of("ray") == {
+        "dmx/extraction/feed.py",
+        "dmx/extraction/pipeline.py",
+        "dmx/ray_cluster.py",
+        "dmx/ray_workers.py",
+    }
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

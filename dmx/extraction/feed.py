@@ -1,0 +1,117 @@
+"""Decoded batches for the processes of a training run: by Ray Data where Ray runs, by threads elsewhere.
+
+With Ray, all CPUs of the cluster decode, and each process takes the next batches that are ready; without, it
+takes an equal share and decodes it itself. A batch holds the same images either way and with any number of
+processes, so that features are the same to the bit.
+
+A feed is made once for a split and used in every epoch: what starts it, workers and their imports, takes
+seconds. Its methods are collective.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import uuid
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dmx.data.images import BrokenImageError, undecodable
+from dmx.data.shards import Split
+from dmx.distributed import World, share
+from dmx.extraction.patience import patiently
+from dmx.extraction.pipeline import BATCHES_PER_ACTOR, BATCHES_PER_CORE, chunked, configure
+from dmx.extraction.plan import Part
+from dmx.extraction.stages import Decode, Source
+from dmx.waiting import who
+
+Batch = tuple[NDArray[np.int64], NDArray[np.uint8]]
+
+
+def ray_runs() -> bool:
+    """Whether this process is connected to a Ray cluster; loads nothing to find out."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+class RayFeed:
+    """A split's batches from Ray Data, each to one of the processes."""
+
+    def __init__(self, world: World, split: Split, height: int, width: int, batch_size: int) -> None:
+        """Put the pipeline up; it starts with the first batches.
+
+        Args:
+            world: this process among the others, all of which run in Ray.
+            split: where the images are.
+            height: of the model's input, pixels.
+            width: of the model's input, pixels.
+            batch_size: images of a batch.
+        """
+        self.split, self._world, self._shape = split, world, (-1, height, width, 3)
+        self._dataset: Any = None
+        streams = self._streams(height, width, batch_size) if world.leads else None
+        self._stream = _unpacked(share(world, streams))[world.rank]
+
+    def _streams(self, height: int, width: int, batch_size: int) -> bytes:
+        """One iterator for every process, pickled as only Ray can."""
+        import ray.data
+        from ray import cloudpickle
+
+        # The processes of a run usually claim every core, and wait while images are decoded: then decoding
+        # claims nothing and gives way to them.
+        free = int(ray.available_resources().get("CPU", 0))
+        decoders = free or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        configure(
+            batch_size * height * width * 3,
+            BATCHES_PER_ACTOR * self._world.size + BATCHES_PER_CORE * decoders,
+            self._world.timeout_s,
+            in_order=False,
+        )
+        source = Source(uuid.uuid4().hex, partial(ray.get, ray.put(self.split)))
+        self._dataset = ray.data.from_arrow(
+            chunked([Part(0, 0, len(self.split))], batch_size, decoders)
+        ).map_batches(
+            Decode(source, height, width, batch_size, is_nice=not free),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=1 if free else 0,
+            compute=ray.data.TaskPoolStrategy(size=decoders),
+        )
+        return bytes(cloudpickle.dumps(self._dataset.streaming_split(self._world.size, equal=False)))
+
+    def batches(self, label: str) -> Iterator[Batch]:
+        """Rows (b,) and pixels (b, H, W, 3) uint8 of batches that no other process gets.
+
+        Args:
+            label: what the images are for.
+
+        Raises:
+            DmxError: an image cannot be decoded (names it), or nothing comes for the run's `timeout_s`.
+        """
+
+        def tables() -> Iterator[Any]:
+            yield from self._stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+
+        in_vain = f"images of split {self.split.name} to be decoded ({label}), in vain, as {who()}"
+        for table in patiently(tables, self._world.timeout_s, f"{in_vain}; look at the hosts that decode"):
+            for rows, pixels, skipped in zip(
+                table["rows"], table["pixels"], table["skipped"].to_pylist(), strict=True
+            ):
+                for image in json.loads(skipped):
+                    where = f"{label}: split {self.split.name}"
+                    raise undecodable(where, image["key"], BrokenImageError(image["reason"]))
+                # A copy: torch wants memory that it could write to.
+                yield (
+                    np.frombuffer(rows.as_buffer(), np.int64),
+                    np.frombuffer(pixels.as_buffer(), np.uint8).reshape(self._shape).copy(),
+                )
+
+
+def _unpacked(streams: bytes | None) -> Any:
+    from ray import cloudpickle
+
+    return cloudpickle.loads(streams)

@@ -1,0 +1,274 @@
+"""The pipeline on Ray Data: shards stream through decoding and the forward pass into finished parts.
+
+    chunks of rows -> Decode (tasks, all CPUs) -> Forward (an actor per GPU or group of cores) -> write_part
+
+Batches come out in the order of the rows (`preserve_order`), so that this process knows which is which
+without looking into them: features go from the actors to the tasks that write them, and never through here.
+What Ray Data may hold between the stages is limited, and so are the parts that are being written; a slow
+stage makes those before it wait.
+"""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from dmx.errors import DmxError
+from dmx.extraction.patience import patiently
+from dmx.extraction.plan import Output, Part
+from dmx.extraction.stages import CHUNKS, Decode, Forward, Player, Source
+from dmx.extraction.writing import write_part
+from dmx.progress import progress_bar
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dmx.data.shards import Split
+
+# Images of a decoding task, at most: what is done again when a worker dies.
+CHUNK_IMAGES = 1024
+# Cores of an actor on machines without a GPU, at most.
+CORES_PER_ACTOR = 8
+# On machines without a GPU the forward pass takes the larger share of each core group's claim, and as many
+# tasks decode beside it as there are cores: the operating system shares the cores out, decoding last.
+FORWARD_SHARE = 0.75
+DECODE_SHARE = 0.25
+# Batches that may lie between the stages, for every actor and for every core that decodes.
+BATCHES_PER_ACTOR = 8
+BATCHES_PER_CORE = 3
+RETRIES = 3
+PARTS_IN_WRITING = 4
+# Ray Data gives up first, and tells which stage it was.
+GRACE_S = 30.0
+ADVICE = "look at the machines of the cluster, and run the same command again to go on"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the cluster's machines are used.
+
+    Attributes:
+        actors: how many hold the model.
+        cpus_per_actor: cores of each.
+        has_gpus: whether each has a GPU.
+        cpus: of all machines together.
+    """
+
+    actors: int
+    cpus_per_actor: int
+    has_gpus: bool
+    cpus: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to embed, how, and where to.
+
+    Attributes:
+        model: on the CPU, in evaluation mode.
+        split: where the images are.
+        parts: those to be made.
+        output: the folder.
+        width: of the features, D.
+        player: how an actor computes.
+        batch_size: images of a forward pass.
+        stall_s: seconds without any progress after which the job ends with an error.
+    """
+
+    model: nn.Module
+    split: Split
+    parts: list[Part]
+    output: Output
+    width: int
+    player: Player
+    batch_size: int
+    stall_s: float
+
+
+def layout(actors: int | None, cpus_per_actor: int | None) -> Layout:
+    """Use every GPU of the cluster, or without one every core, in groups.
+
+    Args:
+        actors: as the user wants it; None takes all there is.
+        cpus_per_actor: likewise.
+
+    Raises:
+        DmxError: the cluster has less than that.
+    """
+    import ray
+
+    found = ray.cluster_resources()
+    cpus, gpus = int(found.get("CPU", 0)), int(found.get("GPU", 0))
+    if cpus < 1:
+        raise DmxError("embed: wanted a Ray cluster with CPUs, found none")
+    smallest = min(int(node["Resources"].get("CPU", 0)) or cpus for node in ray.nodes() if node["Alive"])
+    each = cpus_per_actor or (1 if gpus else min(smallest, CORES_PER_ACTOR))
+    most = min(gpus, cpus // each) if gpus else cpus // each
+    wanted = actors or max(1, most)
+    if wanted > most:
+        raise DmxError(
+            f"embed: wanted {wanted} actors of {each} cores{' and a GPU' if gpus else ''} each, found {cpus} "
+            f"cores and {gpus} GPUs; ask for fewer with --actors or --cpus-per-actor"
+        )
+    return Layout(wanted, each, gpus > 0, cpus)
+
+
+def run(job: Job, used: Layout) -> int:
+    """Make the parts; returns how many images were skipped.
+
+    Raises:
+        DmxError: something cannot be embedded, or nothing moves for `stall_s`; parts that are done stay.
+    """
+    import ray
+
+    split_ref, model_ref = ray.put(job.split), ray.put(job.model)
+    source = Source(uuid.uuid4().hex, partial(ray.get, split_ref))
+    writer = ray.remote(num_cpus=0, max_retries=RETRIES)(_write)
+    writing: dict[Any, Part] = {}
+    skipped = 0
+    try:
+        with progress_bar(sum(part.rows for part in job.parts), "embed", "images") as bar:
+            dataset = _dataset(job, used, source, partial(ray.get, model_ref))
+            bundles = patiently(
+                dataset.iter_internal_ref_bundles, job.stall_s + GRACE_S, f"features, in vain; {ADVICE}"
+            )
+            for part, refs in _collected(job, bundles, bar.update):
+                while len(writing) >= PARTS_IN_WRITING:
+                    skipped += _await_one(writing, job.stall_s)
+                writing[writer.remote(job.output.folder, part, source, job.width, *refs)] = part
+            while writing:
+                skipped += _await_one(writing, job.stall_s)
+    except ray.exceptions.RayError as error:
+        raise _told(error) from error
+    return skipped
+
+
+def _dataset(job: Job, used: Layout, source: Source, load_model: Callable[[], nn.Module]) -> Any:
+    """The pipeline up to the features, a block for some batches of one chunk."""
+    import ray.data
+    from ray.data import ActorPoolStrategy
+
+    player = job.player
+    decode = Decode(source, player.height, player.width, job.batch_size, is_nice=not used.has_gpus)
+    batch_bytes = job.batch_size * player.height * player.width * 3
+    decoders = max(1, int(used.cpus - used.actors * used.cpus_per_actor) if used.has_gpus else used.cpus)
+    configure(batch_bytes, BATCHES_PER_ACTOR * used.actors + BATCHES_PER_CORE * decoders, job.stall_s)
+    chunks = chunked(job.parts, job.batch_size, decoders)
+    claim = used.cpus_per_actor if used.has_gpus else FORWARD_SHARE * used.cpus_per_actor
+    return (
+        ray.data.from_arrow(chunks)
+        .map_batches(
+            decode, batch_size=None, batch_format="pyarrow", num_cpus=1 if used.has_gpus else DECODE_SHARE
+        )
+        .map_batches(
+            Forward,
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_constructor_args=(load_model, player, source),
+            compute=ActorPoolStrategy(size=used.actors),
+            num_cpus=claim,
+            num_gpus=1 if used.has_gpus else 0,
+        )
+    )
+
+
+def configure(batch_bytes: int, batches: int, stall_s: float, *, in_order: bool = True) -> None:
+    """Settings of Ray Data in this process, for what is run next.
+
+    Args:
+        batch_bytes: size of a decoded batch.
+        batches: how many may lie between the stages.
+        stall_s: seconds without progress after which Ray Data gives up.
+        in_order: whether results come in the order of the input.
+    """
+    import logging
+
+    from ray.data import DataContext, ExecutionResources
+
+    context = DataContext.get_current()
+    options = context.execution_options
+    options.preserve_order = in_order
+    options.resource_limits = ExecutionResources.for_limits(object_store_memory=batch_bytes * batches)
+    context.execution_options = options
+    # A block for every batch: what is decoded goes on at once.
+    context.target_max_block_size = max(1, batch_bytes // 2)
+    context.execution_no_progress_timeout_s = stall_s
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray.util"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def chunked(parts: Sequence[Part], batch_size: int, decoders: int) -> list[Any]:
+    """The parts cut into tables of one chunk each: whole batches, small enough to busy all that decode."""
+    batches = sum(-(-part.rows // batch_size) for part in parts)
+    size = batch_size * max(1, min(CHUNK_IMAGES // batch_size, batches // (4 * decoders)))
+    return [
+        pa.table(
+            {"part": [part.index], "begin": [begin], "end": [min(begin + size, part.end)]}, schema=CHUNKS
+        )
+        for part in parts
+        for begin in range(part.begin, part.end, size)
+    ]
+
+
+def _collected(
+    job: Job, bundles: Iterable[Any], advance: Callable[[int], object]
+) -> Iterator[tuple[Part, list[Any]]]:
+    """Each part with the references to its batches, once all have come."""
+    batches = (
+        (part, min(job.batch_size, part.end - begin))
+        for part in job.parts
+        for begin in range(part.begin, part.end, job.batch_size)
+    )
+    refs: list[Any] = []
+    left, current = 0, None
+    for bundle in bundles:
+        for ref, metadata in zip(bundle.block_refs, bundle.metadata, strict=True):
+            if metadata.num_rows:
+                refs.append(ref)
+            for part, images in itertools.islice(batches, metadata.num_rows):
+                if part is not current:
+                    current, left = part, part.rows
+                left -= images
+                advance(images)
+                if not left:
+                    yield part, refs
+                    # A block may hold batches of the next part, too.
+                    refs = refs[-1:]
+    if left or next(batches, None) is not None:
+        raise DmxError("embed: Ray Data ended before all batches had come; run the same command again")
+
+
+def _write(folder: str, part: Part, source: Source, width: int, *batches: Any) -> int:
+    return write_part(Output(folder), part, source.split(), width, batches)
+
+
+def _await_one(writing: dict[Any, Part], stall_s: float) -> int:
+    """Wait for one of the parts that are being written; returns how many of its images were skipped."""
+    import ray
+
+    done, _ = ray.wait(list(writing), num_returns=1, timeout=stall_s)
+    if not done:
+        names = ", ".join(part.name for part in writing.values())
+        raise DmxError(f"waited {stall_s:.0f} s for {names} to be written, in vain; {ADVICE}")
+    writing.pop(done[0])
+    return int(ray.get(done[0], timeout=stall_s))
+
+
+def _told(error: BaseException) -> DmxError:
+    """What went wrong on another machine, as it was said there."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, DmxError):
+            return DmxError(str(cause))
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return DmxError(
+        f"embed: {error}\nParts that are done stay: run the same command again to go on with the others"
+    )
