@@ -150,6 +150,33 @@ def _check_steps_and_state(world: World) -> None:
         assert torch.equal(elsewhere.rows["source"].exact(), found["source"])
 
 
+def _check_bfloat16(world: World) -> None:
+    """The loss of the rounded factors, and a state that goes on to the bit, from block to block."""
+    for source, pseudo in CASES:
+        features, rows, labels = _problem(source, pseudo, torch.float32)
+        mine = slice(BATCH * world.rank // world.size, BATCH * (world.rank + 1) // world.size)
+        settings = ClassifierSettings(WIDTH, 0.01, 1e-3, SMOOTHING, SCALE, "bf16", BLOCK_BYTES[1])
+        whole = Classifier(world, settings, rows[:source])
+        whole.set_pseudo_rows(rows[source:])
+        loss = whole.loss(features[mine], labels[mine])
+        expected, _, _ = _unsharded(features.bfloat16(), rows.bfloat16(), labels)
+        torch.testing.assert_close(loss.detach().double(), expected, atol=1e-5, rtol=0)
+        _steps(whole, features[mine], labels[mine], 2)
+        state, steps = whole.state()
+        continued = Classifier(world, settings, torch.zeros(1, WIDTH))
+        continued.load_state(share(world, state), steps)
+        for classifier in (whole, continued):
+            _steps(classifier, features[mine], labels[mine], 2)
+        for part in whole.rows:
+            assert torch.equal(whole.rows[part].exact(), continued.rows[part].exact())
+
+
+def _steps(classifier: Classifier, features: torch.Tensor, labels: torch.Tensor, count: int) -> None:
+    for _ in range(count):
+        classifier.loss(features, labels).backward()
+        classifier.step()
+
+
 def _reference_steps(
     features: torch.Tensor, rows: torch.Tensor, labels: torch.Tensor, source: int, steps: int
 ) -> torch.Tensor:
@@ -176,6 +203,7 @@ def test_one_process_equals_unsharded() -> None:
     _check_softmax(world)
     _check_loss_and_gradients(world)
     _check_steps_and_state(world)
+    _check_bfloat16(world)
 
 
 def test_source_rows_keep_their_moments_and_pseudo_rows_start_anew() -> None:
@@ -225,6 +253,7 @@ def _check_in_group(size: int) -> None:
     _check_softmax(world)
     _check_loss_and_gradients(world)
     _check_steps_and_state(world)
+    _check_bfloat16(world)
 
 
 if __name__ == "__main__":

@@ -116,7 +116,9 @@ def test_bfloat16_rows_lose_what_bfloat16_rounds_and_no_more() -> None:
     features, rows = features.bfloat16().double(), rows.bfloat16().double()
     loss, by_feature, by_row = _unsharded(features, rows, labels, 0.1, 0.5)
     softmax = Softmax(300, 0.1, 0.5, block_bytes=2**14)
+    before = torch.backends.mkldnn.matmul.fp32_precision
     found = _blocked(features.float(), rows.bfloat16(), labels, softmax)
+    assert torch.backends.mkldnn.matmul.fp32_precision == before, "others multiply as they did"
     assert abs(found[0] - loss) <= 1e-5 * loss
     probabilities = F.softmax(0.5 * features @ rows.T, 1)
     slopes = (probabilities - 0.1 / 300 - 0.9 * F.one_hot(labels, 300)).abs() / len(features) * 0.5
