@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from dmx.cli import main
 from dmx.config import from_tree
 from dmx.data.dataset import open_dataset
 from dmx.data.shards import DatasetWriter, Split
+from dmx.data.storage import locate
 from dmx.embedding import decode_rows, unit_features
 from dmx.errors import DmxError
 from dmx.features import Features
@@ -159,3 +162,45 @@ def test_other_settings_and_other_folders_are_refused(
     assert main([*words, str(tmp_path / "new"), "--split", "query"]) == 2
     assert "wanted the split 'query', found ['train']" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket of an S3 server in this process, as a URI without its end."""
+    from moto.server import ThreadedMotoServer
+    from pyarrow import fs as pafs
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    options = f"?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+    pafs.FileSystem.from_uri(f"s3://people/{options}&allow_bucket_creation=true")[0].create_dir("people")
+    yield f"s3://people/{{}}{options}"
+    server.stop()
+
+
+@pytest.mark.timeout(300)
+def test_object_stores(
+    run_folder: Path, bucket: str, tiny_settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From S3 to S3; a part that is lost is made again, and nothing else is."""
+    images, out = bucket.format("set"), bucket.format("features")
+    write_dataset(images, 3 * ROWS, open_dataset(tiny_settings["data"]["source"]).split("train"))
+    words = ["embed", str(run_folder), images, "--out", out, *OPTIONS]
+    assert main(words) == 0
+    split = open_dataset(images).split("train")
+    features = Features(out)
+    np.testing.assert_array_equal(features.read_rows(0, len(features)), expected(run_folder, split))
+    location = locate(out)
+    assert [name for name in location.names() if name.startswith(".")] == []
+    assert location.read("skipped.jsonl").count(b"\n") == 4
+
+    location.delete("part-00001.parquet")
+    capsys.readouterr()
+    assert main(words) == 0
+    assert "2 of 3 parts are done; going on with the others" in capsys.readouterr().out
+    assert len(Features(out)) == 3 * ROWS - 4
