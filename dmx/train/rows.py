@@ -4,10 +4,11 @@
 bits that float32 has more, which only the update reads: both together are the float32 row, bit for bit.
 Bfloat16 alone would not do. Near 0.02, as in unit rows of 2048 numbers, its values lie 1.2e-4 apart: an Adam
 step at a learning rate below half of that is rounded away. Rounding at random instead keeps the steps on
-average, but adds noise of the size of that distance; `benchmarks/classifier.py` measures all three.
+average and takes no rest, but rows wander by noise of the size of that distance, and the random numbers would
+have to be the same for any number of processes. `benchmarks/classifier.py` measures all of these.
 
-Bytes a weight: 4 + 8 (moments) = 12 in fp32; 2 + 2 + 8 = 12 in bf16, of which products read 2. The gradient
-would be 4 more, and exists for one block of rows at a time.
+Bytes a weight: 4 + 8 (moments) = 12 in fp32; 2 + 2 + 8 = 12 in bf16, of which products read 2; 10 without the
+rest. The gradient would be 4 more, and exists for one block of rows at a time.
 """
 
 from __future__ import annotations
