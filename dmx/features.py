@@ -9,6 +9,7 @@ Symbols: N rows, D width.
 from __future__ import annotations
 
 import bisect
+import hashlib
 import itertools
 import json
 import re
@@ -82,6 +83,16 @@ class Features:
     def columns(self) -> list[str]:
         """Names of all columns of the first part."""
         return list(self._schema(self._parts[0]).names)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the parts' names and footers, which tell sizes, places and extremes of every column."""
+        digest = hashlib.sha256(self.column.encode())
+        for part in self._parts:
+            digest.update(
+                json.dumps([part.name, part.metadata.to_dict()], default=str, sort_keys=True).encode()
+            )
+        return digest.hexdigest()
 
     def read_rows(self, begin: int, end: int) -> NDArray[np.float32]:
         """The features of the rows from `begin` to `end - 1`.

@@ -19,6 +19,7 @@ from dmx.cluster.sharded.join import sharded_jaccard_pairs
 from dmx.cluster.sharded.neighbours import sharded_knn
 from dmx.cluster.validation import as_features
 from dmx.kernels.dbscan import dbscan
+from dmx.kernels.knn import Neighbours
 from dmx.kernels.sparse import SparseRows, starts_of
 
 _ELEMENTS = 2**25  # float64 elements of members' features that averaging fetches at a time
@@ -42,7 +43,12 @@ class ShardedPseudoLabels:
 
 
 def sharded_pseudo_labels(
-    features: Any, *, group: Group | None = None, device: str = "auto", **settings: Any
+    features: Any,
+    *,
+    group: Group | None = None,
+    device: str = "auto",
+    neighbours: Neighbours | None = None,
+    **settings: Any,
 ) -> ShardedPseudoLabels:
     """`dmx.cluster.pseudo_labels` of rows that lie on several workers. All workers call it together.
 
@@ -51,6 +57,7 @@ def sharded_pseudo_labels(
             width and type on all. A worker may have no rows, but not all.
         group: the workers; None for all processes of torch.distributed, or this one alone.
         device: "cpu", "cuda", or "auto" for CUDA where there is one; the same for all.
+        neighbours: of these rows among all N, where they are known already: `sharded_knn`'s, or others.
         settings: k1, k2, eps, eps_gap, min_samples, min_cluster_size and independence_threshold, as for
             `pseudo_labels`.
 
@@ -64,7 +71,8 @@ def sharded_pseudo_labels(
     chosen = Settings.of(**settings)
     group = group or Group.of(len(features))
     rows, squares = as_features(features, device, may_be_empty=group.size > 1)
-    neighbours = sharded_knn(group, rows, squares, chosen.k1)
+    if neighbours is None:
+        neighbours = sharded_knn(group, rows, squares, chosen.k1)
     v = sharded_k_reciprocal(group, rows, squares, neighbours, chosen.k1, chosen.k2)
     del neighbours
     close = sharded_jaccard_pairs(group, v, chosen.radii[2])

@@ -1,0 +1,251 @@
+"""`dmx cluster`: features in Parquet to pseudo-labels, by as many workers as there are.
+
+Each worker reads an equal share of the rows. The neighbours, which take by far the longest, are kept in OUT
+until the job is finished: one that was interrupted, or whose workers were started again, goes on from there,
+also with another number of workers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from dmx.cluster.sharded import Group, ShardedPseudoLabels, sharded_pseudo_labels
+from dmx.cluster.sharded.neighbours import sharded_knn
+from dmx.cluster.validation import as_features
+from dmx.config import ClusterConfig
+from dmx.distributed import World, meet, use_cores, world
+from dmx.errors import DmxError
+from dmx.features import Features
+from dmx.kernels.knn import Neighbours
+from dmx.train.runlog import write_whole
+
+TASK = "dmx.clustering:cluster_worker"
+LABELS, RESULT, JOB = "labels.parquet", "clusters.json", "job.json"
+NEIGHBOURS = "neighbours"
+KEY_ROWS = 1 << 16  # rows whose keys are copied at a time
+_NOT_COMPARED = ("settings", "timeout_s")
+SAVED_ROWS = 1 << 17  # rows of neighbours in a file: 50 MB at k1 = 30
+
+
+@dataclass(frozen=True)
+class ClusterJob:
+    """What is clustered, and how.
+
+    Attributes:
+        features: path or URI of Parquet.
+        column: of the features; None as `Features` chooses.
+        fingerprint: of the features, so that kept neighbours are not taken for those of others.
+        settings: as of training.
+        independence_threshold: of an earlier clustering; None to derive it.
+        centroids: also write the mean of each pseudo-identity.
+        timeout_s: how long a worker waits for the others, seconds.
+    """
+
+    features: str
+    column: str | None
+    fingerprint: str
+    settings: ClusterConfig
+    independence_threshold: float | None
+    centroids: bool
+    timeout_s: float
+
+    @staticmethod
+    def read(folder: Path) -> ClusterJob:
+        """The job that was written into a folder."""
+        tree = json.loads((folder / JOB).read_text(encoding="utf-8"))
+        return ClusterJob(**{**tree, "settings": ClusterConfig(**tree["settings"])})
+
+    def write(self, folder: Path) -> None:
+        """Write the job into a folder, for its workers.
+
+        Raises:
+            DmxError: the folder holds another job's result or beginning.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        tree = dataclasses.asdict(self)
+        if (folder / JOB).exists():
+            saved = _flat(json.loads((folder / JOB).read_text(encoding="utf-8")))
+            changed = {name: value for name, value in _flat(tree).items() if value != saved.get(name)}
+            if changed:
+                told = ", ".join(
+                    f"{name} {saved.get(name)!r} -> {value!r}" for name, value in changed.items()
+                )
+                raise DmxError(
+                    f"{folder} holds another clustering ({told}): choose another --out, or remove this one"
+                )
+        write_whole(folder / JOB, json.dumps(tree, indent=1) + "\n")
+
+
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
+    """What decides about the labels, by name."""
+    return {name: value for name, value in (tree | tree["settings"]).items() if name not in _NOT_COMPARED}
+
+
+def cluster_worker(folder: str, *, local: tuple[int, int] | None = None) -> None:
+    """Be one worker of the job in `folder`, to its end.
+
+    Args:
+        folder: with `job.json`, seen by all hosts; gets labels.parquet and clusters.json.
+        local: (local rank, workers on this host) where the environment does not tell.
+    """
+    out = Path(folder)
+    job = ClusterJob.read(out)
+    with world(job.timeout_s, local) as place:
+        use_cores(place)
+        meet(place, "the start of clustering")
+        features = Features(job.features, job.column)
+        timings: dict[str, float] = {}
+        with _timed(place, timings, "read"):
+            bounds = [len(features) * rank // place.size for rank in range(place.size + 1)]
+            begin, end = bounds[place.rank], bounds[place.rank + 1]
+            group = Group(None, place.rank, place.size, tuple(bounds))
+            rows, squares = _prepared(job, group, place, features.read_rows(begin, end))
+        with _timed(place, timings, "neighbours"):
+            neighbours = _neighbours(job, group, place, out / NEIGHBOURS, rows, squares)
+        with _timed(place, timings, "cluster"):
+            found = sharded_pseudo_labels(
+                rows,
+                group=group,
+                device=place.device.type,
+                neighbours=neighbours,
+                independence_threshold=job.independence_threshold,
+                **dataclasses.asdict(job.settings),
+            )
+        _write(job, features, place, out, found, timings)
+
+
+@contextmanager
+def _timed(place: World, timings: dict[str, float], name: str) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    timings[f"{name}_s"] = round(time.monotonic() - start, 3)
+    if place.leads:
+        print(f"{name}: {timings[f'{name}_s']:.1f} s", file=sys.stderr, flush=True)
+
+
+def _neighbours(
+    job: ClusterJob, group: Group, place: World, folder: Path, rows: torch.Tensor, squares: torch.Tensor
+) -> Neighbours:
+    """Kept ones, or new ones that are kept from now on."""
+    kept = _read_neighbours(folder, group)
+    everybody_has = int(group.collect([kept is not None], "word of neighbours that are kept").min())
+    if kept is not None and everybody_has:
+        if place.leads:
+            print("neighbours are kept from an earlier start", file=sys.stderr, flush=True)
+        return Neighbours(kept.indices.to(place.device), kept.similarities.to(place.device))
+    found = sharded_knn(group, rows, squares, job.settings.k1)
+    folder.mkdir(exist_ok=True)
+    for begin in range(0, group.own, SAVED_ROWS):
+        end = min(begin + SAVED_ROWS, group.own)
+        name = f"{group.first + begin:012d}-{group.first + end:012d}.safetensors"
+        tensors = {"indices": found.indices[begin:end], "similarities": found.similarities[begin:end]}
+        temporary = folder / f".{name}.{place.rank}"
+        save_file({key: t.cpu().contiguous() for key, t in tensors.items()}, temporary)
+        temporary.replace(folder / name)
+    meet(place, "keeping the neighbours")
+    return found
+
+
+def _read_neighbours(folder: Path, group: Group) -> Neighbours | None:
+    """Kept neighbours of this worker's rows; None unless those of all rows are there."""
+    files = sorted(folder.glob("*.safetensors"))
+    spans = [tuple(int(part) for part in file.stem.split("-")) for file in files]
+    reached = 0
+    for begin, end in spans:
+        if begin > reached:
+            return None
+        reached = max(reached, end)
+    if reached < group.rows:
+        return None
+    indices, similarities, at = [], [], group.first
+    for file, (begin, end) in zip(files, spans, strict=True):
+        last = min(end, group.first + group.own)
+        if begin <= at < last:
+            with safe_open(file, "pt") as saved:
+                indices.append(saved.get_slice("indices")[at - begin : last - begin])
+                similarities.append(saved.get_slice("similarities")[at - begin : last - begin])
+            at = last
+    if not indices:
+        return Neighbours(torch.empty((0, 0), dtype=torch.int32), torch.empty((0, 0), dtype=torch.float64))
+    return Neighbours(torch.cat(indices), torch.cat(similarities))
+
+
+def _prepared(
+    job: ClusterJob, group: Group, place: World, rows: NDArray[np.float32]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features as the kernels take them, and their squared lengths."""
+    try:
+        return as_features(rows, place.device.type, may_be_empty=True)
+    except ValueError as error:
+        where = f", in the rows from {group.first} on" if group.first else ""
+        raise DmxError(f"{job.features}{where}: {error}") from error
+
+
+def _write(
+    job: ClusterJob, features: Features, place: World, out: Path, found: ShardedPseudoLabels,
+    timings: dict[str, float],
+) -> None:  # fmt: skip
+    """Centroids by every worker; the rest by the first."""
+    if job.centroids:
+        first = found.num_identities * place.rank // place.size
+        _write_centroids(out / f"centroids-{place.rank:05d}.parquet", first, found.centroids.cpu().numpy())
+    meet(place, "writing the centroids")
+    if not place.leads:
+        return
+    _write_labels(out / LABELS, features, found)
+    kept = int((found.labels >= 0).sum())
+    result = {
+        "features": job.features,
+        "rows": len(features),
+        "width": features.width,
+        "clusters": found.num_identities,
+        "kept": kept,
+        "independence_threshold": found.independence_threshold,
+        "settings": dataclasses.asdict(job.settings),
+        "workers": place.size,
+        **timings,
+    }
+    write_whole(out / RESULT, json.dumps(result, indent=1) + "\n")
+    shutil.rmtree(out / NEIGHBOURS, ignore_errors=True)
+
+
+def _write_labels(path: Path, features: Features, found: ShardedPseudoLabels) -> None:
+    """Columns row, key where the features have one, and label."""
+    keyed = "key" in features.columns
+    fields = [("row", pa.int64()), *([("key", pa.string())] if keyed else []), ("label", pa.int64())]
+    temporary = path.with_name(f".{path.name}")
+    with pq.ParquetWriter(temporary, pa.schema(fields)) as writer:
+        for begin in range(0, len(features), KEY_ROWS):
+            end = min(begin + KEY_ROWS, len(features))
+            columns: dict[str, Any] = {"row": np.arange(begin, end)}
+            if keyed:
+                columns["key"] = features.read_column("key", begin, end)
+            columns["label"] = found.labels[begin:end]
+            writer.write_table(pa.table(columns, schema=pa.schema(fields)))
+    temporary.replace(path)
+
+
+def _write_centroids(path: Path, first: int, centroids: NDArray[np.float32]) -> None:
+    width = centroids.shape[1]
+    embedding = pa.FixedSizeListArray.from_arrays(pa.array(centroids.ravel()), width)
+    labels = pa.array(np.arange(first, first + len(centroids)))
+    temporary = path.with_name(f".{path.name}")
+    pq.write_table(pa.table({"label": labels, "embedding": embedding}), temporary)
+    temporary.replace(path)

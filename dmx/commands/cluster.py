@@ -1,0 +1,110 @@
+"""Cluster features into pseudo-identities: any features in Parquet, on one machine or many.
+
+FEATURES is a Parquet file or a folder of them, locally or in an object store: what `dmx embed` writes, or any
+other with a column of lists of numbers. OUT gets labels.parquet (row, key where there is one, and label: -1
+for images that belong to no reliable cluster) and clusters.json (counts, settings, timings). The labels do
+not depend on the number of workers. An interrupted job goes on with the same command; with RAY_ADDRESS in
+the environment that Ray cluster is used, and OUT has to be seen by all of its hosts.
+
+  dmx cluster features/market --out clusters/market
+  dmx cluster s3://bucket/features --out /shared/clusters --workers 8 --eps 0.55
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from dmx.config import LAUNCHERS, ClusterConfig, Config, from_tree
+from dmx.errors import DmxError
+
+SUMMARY = "cluster features in Parquet into pseudo-identities, exactly, on one machine or many"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("features", metavar="FEATURES", help="Parquet file or folder: a local path or a URI")
+    parser.add_argument("--out", required=True, type=Path, metavar="OUT", help="folder to write")
+    parser.add_argument(
+        "--column", help="column of the features (default: embedding, or the only one that holds lists)"
+    )
+    for item in dataclasses.fields(ClusterConfig):
+        default = item.default
+        parser.add_argument(
+            f"--{item.name.replace('_', '-')}",
+            type=type(default) if not isinstance(default, str) else str,
+            default=default,
+            metavar=item.name.upper(),
+            help=f"{item.metadata['help']} (default: {default})",
+        )
+    parser.add_argument(
+        "--independence-threshold",
+        type=float,
+        metavar="T",
+        help="as clusters.json of an earlier clustering tells it (default: derived from these features)",
+    )
+    parser.add_argument(
+        "--centroids", action="store_true", help="also write the unit mean of each pseudo-identity"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+    parser.add_argument(
+        "--launcher", choices=LAUNCHERS, default="ray", help="who starts the processes (default: ray)"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=Config.timeout_s,
+        metavar="S",
+        help="how long a worker waits for the others, in seconds (default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Cluster, or say what an earlier run has found."""
+    settings = {item.name: getattr(args, item.name) for item in dataclasses.fields(ClusterConfig)}
+    config = from_tree(("arguments", {"cluster": settings, "timeout_s": args.timeout}))
+
+    from dmx.clustering import RESULT, TASK, ClusterJob
+    from dmx.features import Features
+    from dmx.launching import check_launch, launch
+
+    check_launch(args.launcher, args.workers)
+    out, path = args.out, _absolute(args.features)
+    features = Features(path, args.column)
+    if len(features) == 0:
+        raise DmxError(f"{args.features}: wanted at least one row, found none")
+    job = ClusterJob(
+        path, args.column, features.fingerprint, config.cluster, args.independence_threshold, args.centroids,
+        args.timeout,
+    )  # fmt: skip
+    job.write(out)
+    if (out / RESULT).exists():
+        print(f"{out} is finished")
+    else:
+        launch(
+            TASK,
+            {"folder": str(out.absolute())},
+            folder=out,
+            launcher=args.launcher,
+            workers=args.workers,
+            timeout_s=args.timeout,
+        )
+    print(_told(json.loads((out / RESULT).read_text(encoding="utf-8"))))
+    return 0
+
+
+def _absolute(path: str) -> str:
+    """Workers may start in another folder."""
+    return path if "://" in path else str(Path(path).absolute())
+
+
+def _told(result: dict[str, Any]) -> str:
+    share = result["kept"] / result["rows"]
+    threshold = result["independence_threshold"]
+    return (
+        f"{result['clusters']} pseudo-identities of {result['kept']} of {result['rows']} rows ({share:.0%}); "
+        f"independence threshold {'none' if threshold is None else format(threshold, '.4f')}"
+    )

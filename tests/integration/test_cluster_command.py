@@ -1,0 +1,142 @@
+"""`dmx cluster`: features in Parquet to labels, interrupted and gone on with, with any number of workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from numpy.typing import NDArray
+
+from dmx.cli import main
+from dmx.cluster import pseudo_labels
+
+
+def people(n: int, d: int = 32, spread: float = 0.7) -> NDArray[np.float32]:
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((n // 15, d))
+    rows = centres[rng.integers(len(centres), size=n)] + spread * rng.standard_normal((n, d))
+    return np.asarray(rows, np.float32)
+
+
+def write(folder: Path, x: NDArray[np.float32], parts: int = 3, **columns: Any) -> Path:
+    """Parts of uneven length, as `dmx embed` leaves them."""
+    folder.mkdir(parents=True)
+    edges = np.linspace(0, np.sqrt(len(x)), parts + 1) ** 2
+    for part, (a, b) in enumerate(zip(edges[:-1].astype(int), edges[1:].astype(int), strict=True)):
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(x[a:b].ravel()), x.shape[1])
+        table = {"embedding": lists} | {name: values[a:b] for name, values in columns.items()}
+        pq.write_table(pa.table(table), folder / f"part-{part:05d}.parquet")
+    return folder
+
+
+def labels_in(out: Path) -> NDArray[np.int64]:
+    table = pq.read_table(out / "labels.parquet")
+    np.testing.assert_array_equal(table["row"].to_numpy(), np.arange(len(table)))
+    return np.asarray(table["label"].to_numpy())
+
+
+def test_labels_are_those_of_the_library(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = people(700)
+    keys = [f"camera/{i}.jpg" for i in range(700)]
+    features = write(tmp_path / "features", x, key=keys)
+    out = tmp_path / "out"
+    command = [
+        "cluster",
+        str(features),
+        "--out",
+        str(out),
+        "--launcher",
+        "inline",
+        "--eps",
+        "0.55",
+        "--k1",
+        "20",
+    ]
+    assert main([*command, "--centroids"]) == 0
+    expected = pseudo_labels(x, eps=0.55, k1=20)
+    assert expected.num_identities > 10
+    np.testing.assert_array_equal(labels_in(out), expected.labels)
+    assert pq.read_table(out / "labels.parquet")["key"].to_pylist() == keys
+    result = json.loads((out / "clusters.json").read_text())
+    assert result["clusters"] == expected.num_identities
+    assert result["kept"] == (expected.labels >= 0).sum()
+    assert result["independence_threshold"] == expected.independence_threshold
+    centroids = pq.read_table(out / "centroids-00000.parquet")
+    assert centroids["label"].to_pylist() == list(range(expected.num_identities))
+    np.testing.assert_array_equal(np.stack(centroids["embedding"].to_numpy()), expected.centroids)
+    told = f"{expected.num_identities} pseudo-identities of {result['kept']} of 700 rows"
+    assert told in capsys.readouterr().out
+    assert not (out / "neighbours").exists()
+    # Once more: nothing to do.
+    assert main([*command, "--centroids"]) == 0
+    assert f"{out} is finished\n{told}" in capsys.readouterr().out
+
+
+def test_a_folder_is_one_clustering(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    features = write(tmp_path / "features", people(200))
+    out = str(tmp_path / "out")
+    command = ["cluster", str(features), "--out", out, "--launcher", "inline"]
+    assert main(command) == 0
+    assert main([*command, "--eps", "0.5"]) == 2
+    assert f"{out} holds another clustering (eps 0.6 -> 0.5): choose another --out" in capsys.readouterr().err
+    write(tmp_path / "again", people(200) + 1)
+    for part in (tmp_path / "again").iterdir():
+        part.replace(features / part.name)
+    assert main(command) == 2
+    assert "holds another clustering (fingerprint " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--column", "row"], "wanted lists of float16, float32 or float64, found int64"),
+        (["--eps", "1.5"], "cluster.eps must be between 0 and 1, found 1.5"),
+        (["--launcher", "inline", "--workers", "2"], "--launcher inline is one process, found --workers 2"),
+    ],
+)
+def test_what_cannot_be_clustered_is_said(
+    arguments: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features = write(tmp_path / "features", people(60), row=np.arange(60))
+    assert main(["cluster", str(features), "--out", str(tmp_path / "out"), *arguments]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_row_that_cannot_be_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = people(90)
+    x[40] = 0
+    features = write(tmp_path / "features", x)
+    assert main(["cluster", str(features), "--out", str(tmp_path / "out"), "--launcher", "inline"]) == 2
+    assert "row 40, which is zero, so it has no direction" in capsys.readouterr().err
+
+
+def test_a_killed_job_goes_on_from_its_neighbours_with_other_workers(tmp_path: Path) -> None:
+    x = people(12_000, 24)
+    features, out = write(tmp_path / "features", x), tmp_path / "out"
+    command = [sys.executable, "-m", "dmx", "cluster", str(features), "--out", str(out)]
+    with subprocess.Popen([*command, "--launcher", "inline"], stderr=subprocess.PIPE) as job:
+        deadline = time.monotonic() + 120
+        while not list((out / "neighbours").glob("0*.safetensors")):
+            assert job.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(job.pid, signal.SIGKILL)
+    assert not (out / "clusters.json").exists()
+    again = subprocess.run(
+        [*command, "--launcher", "torchrun", "--workers", "2"],
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "neighbours are kept from an earlier start" in again.stderr
+    np.testing.assert_array_equal(labels_in(out), pseudo_labels(x).labels)
