@@ -106,11 +106,12 @@ def run(args: argparse.Namespace) -> int:
     if not missing and done:
         print(f"{args.out} is finished: {_shown(output.counts())}")
         return 0
+    pace = ""
     if missing:
         if len(missing) < len(parts):
             print(f"{len(parts) - len(missing)} of {len(parts)} parts are done; going on with the others")
-        _embed(args, dataset, model, settings, output)
-    print(f"{args.out}: {_shown(output.finish(parts))}")
+        pace = f" ({_embed(args, dataset, model, settings, output):.1f} images/s without the start)"
+    print(f"{args.out}: {_shown(output.finish(parts))}{pace}")
     return 0
 
 
@@ -161,7 +162,8 @@ def _device() -> str:
 
 def _embed(
     args: argparse.Namespace, dataset: Dataset, model: EmbeddingModel, settings: Settings, output: Output
-) -> None:
+) -> float:
+    """Images a second."""
     from dmx.extraction.pipeline import Job, layout, run
     from dmx.extraction.plan import parts_of
     from dmx.extraction.stages import Player
@@ -180,7 +182,9 @@ def _embed(
             height=settings.image_height,
             width=settings.image_width,
         )
-        run(Job(model, split, parts, output, settings.width, player, args.batch_size, args.timeout), used)
+        return run(
+            Job(model, split, parts, output, settings.width, player, args.batch_size, args.timeout), used
+        )
 
 
 def _shown(counts: dict[str, int]) -> str:

@@ -52,14 +52,26 @@ class RayFeed:
             batch_size: images of a batch.
         """
         self.split, self._world, self._shape = split, world, (-1, height, width, 3)
-        self._dataset: Any = None
-        streams = self._streams(height, width, batch_size) if world.leads else None
-        self._stream = _unpacked(share(world, streams))[world.rank]
+        # The first process keeps the streams of all: with them what feeds them would end.
+        self._streams: Any = None
+        if world.leads:
+            dataset = self._pipeline(height, width, batch_size)
+            # Alone, it needs nobody to deal batches out.
+            self._streams = [dataset] if world.size == 1 else dataset.streaming_split(world.size, equal=False)
+        self._stream: Any = self._streams[0] if world.leads else None
+        if world.size > 1:
+            self._stream = self._share_streams()[world.rank]
 
-    def _streams(self, height: int, width: int, batch_size: int) -> bytes:
-        """One iterator for every process, pickled as only Ray can."""
-        import ray.data
+    def _share_streams(self) -> Any:
+        """The streams of all processes, pickled as only Ray can."""
         from ray import cloudpickle
+
+        pickled = cloudpickle.dumps(self._streams) if self._world.leads else None
+        return cloudpickle.loads(share(self._world, pickled))
+
+    def _pipeline(self, height: int, width: int, batch_size: int) -> Any:
+        """A dataset of decoded batches; nothing runs yet."""
+        import ray.data
 
         # The processes of a run usually claim every core, and wait while images are decoded: then decoding
         # claims nothing and gives way to them.
@@ -72,16 +84,13 @@ class RayFeed:
             in_order=False,
         )
         source = Source(uuid.uuid4().hex, partial(ray.get, ray.put(self.split)))
-        self._dataset = ray.data.from_arrow(
-            chunked([Part(0, 0, len(self.split))], batch_size, decoders)
-        ).map_batches(
+        return ray.data.from_blocks(chunked([Part(0, 0, len(self.split))], batch_size, decoders)).map_batches(
             Decode(source, height, width, batch_size, is_nice=not free),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=1 if free else 0,
             compute=ray.data.TaskPoolStrategy(size=decoders),
         )
-        return bytes(cloudpickle.dumps(self._dataset.streaming_split(self._world.size, equal=False)))
 
     def batches(self, label: str) -> Iterator[Batch]:
         """Rows (b,) and pixels (b, H, W, 3) uint8 of batches that no other process gets.
@@ -109,9 +118,3 @@ class RayFeed:
                     np.frombuffer(rows.as_buffer(), np.int64),
                     np.frombuffer(pixels.as_buffer(), np.uint8).reshape(self._shape).copy(),
                 )
-
-
-def _unpacked(streams: bytes | None) -> Any:
-    from ray import cloudpickle
-
-    return cloudpickle.loads(streams)

@@ -11,6 +11,7 @@ stage makes those before it wait.
 from __future__ import annotations
 
 import itertools
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -119,8 +120,11 @@ def layout(actors: int | None, cpus_per_actor: int | None) -> Layout:
     return Layout(wanted, each, gpus > 0, cpus)
 
 
-def run(job: Job, used: Layout) -> int:
-    """Make the parts; returns how many images were skipped.
+def run(job: Job, used: Layout) -> float:
+    """Make the parts.
+
+    Returns:
+        Images a second from the first batch of features to the last, without the start.
 
     Raises:
         DmxError: something cannot be embedded, or nothing moves for `stall_s`; parts that are done stay.
@@ -131,22 +135,53 @@ def run(job: Job, used: Layout) -> int:
     source = Source(uuid.uuid4().hex, partial(ray.get, split_ref))
     writer = ray.remote(num_cpus=0, max_retries=RETRIES)(_write)
     writing: dict[Any, Part] = {}
-    skipped = 0
+    pace = _Pace()
     try:
         with progress_bar(sum(part.rows for part in job.parts), "embed", "images") as bar:
             dataset = _dataset(job, used, source, partial(ray.get, model_ref))
             bundles = patiently(
                 dataset.iter_internal_ref_bundles, job.stall_s + GRACE_S, f"features, in vain; {ADVICE}"
             )
-            for part, refs in _collected(job, bundles, bar.update):
+            for part, refs in _collected(job, pace.timed(bundles), pace.counting(bar.update)):
                 while len(writing) >= PARTS_IN_WRITING:
-                    skipped += _await_one(writing, job.stall_s)
+                    _await_one(writing, job.stall_s)
                 writing[writer.remote(job.output.folder, part, source, job.width, *refs)] = part
             while writing:
-                skipped += _await_one(writing, job.stall_s)
+                _await_one(writing, job.stall_s)
     except ray.exceptions.RayError as error:
         raise _told(error) from error
-    return skipped
+    return pace.rate
+
+
+class _Pace:
+    """Counts images, and the time since the first ones came."""
+
+    def __init__(self) -> None:
+        self._images = self._first = 0
+        self._start = self._now = 0.0
+
+    def timed(self, bundles: Iterable[Any]) -> Iterator[Any]:
+        """Note when each bundle comes."""
+        for bundle in bundles:
+            self._now = time.perf_counter()
+            self._start = self._start or self._now
+            yield bundle
+
+    def counting(self, advance: Callable[[int], object]) -> Callable[[int], None]:
+        """Count images and pass their number on."""
+
+        def count(images: int) -> None:
+            self._images += images
+            if self._now == self._start:
+                self._first += images
+            advance(images)
+
+        return count
+
+    @property
+    def rate(self) -> float:
+        """Images a second, those of the first bundle and the wait for it left out."""
+        return (self._images - self._first) / max(self._now - self._start, 1e-9)
 
 
 def _dataset(job: Job, used: Layout, source: Source, load_model: Callable[[], nn.Module]) -> Any:
@@ -162,7 +197,7 @@ def _dataset(job: Job, used: Layout, source: Source, load_model: Callable[[], nn
     chunks = chunked(job.parts, job.batch_size, decoders)
     claim = used.cpus_per_actor if used.has_gpus else FORWARD_SHARE * used.cpus_per_actor
     return (
-        ray.data.from_arrow(chunks)
+        ray.data.from_blocks(chunks)
         .map_batches(
             decode, batch_size=None, batch_format="pyarrow", num_cpus=1 if used.has_gpus else DECODE_SHARE
         )
@@ -246,12 +281,12 @@ def _collected(
         raise DmxError("embed: Ray Data ended before all batches had come; run the same command again")
 
 
-def _write(folder: str, part: Part, source: Source, width: int, *batches: Any) -> int:
-    return write_part(Output(folder), part, source.split(), width, batches)
+def _write(folder: str, part: Part, source: Source, width: int, *batches: Any) -> None:
+    write_part(Output(folder), part, source.split(), width, batches)
 
 
-def _await_one(writing: dict[Any, Part], stall_s: float) -> int:
-    """Wait for one of the parts that are being written; returns how many of its images were skipped."""
+def _await_one(writing: dict[Any, Part], stall_s: float) -> None:
+    """Wait for one of the parts that are being written."""
     import ray
 
     done, _ = ray.wait(list(writing), num_returns=1, timeout=stall_s)
@@ -259,7 +294,7 @@ def _await_one(writing: dict[Any, Part], stall_s: float) -> int:
         names = ", ".join(part.name for part in writing.values())
         raise DmxError(f"waited {stall_s:.0f} s for {names} to be written, in vain; {ADVICE}")
     writing.pop(done[0])
-    return int(ray.get(done[0], timeout=stall_s))
+    ray.get(done[0], timeout=stall_s)
 
 
 def _told(error: BaseException) -> DmxError:

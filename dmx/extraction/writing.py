@@ -33,7 +33,7 @@ def schema(width: int) -> Any:
     )
 
 
-def write_part(output: Output, part: Part, split: Split, width: int, batches: Sequence[Any]) -> int:
+def write_part(output: Output, part: Part, split: Split, width: int, batches: Sequence[Any]) -> None:
     """Write a part and, before it, the list of its images that cannot be decoded.
 
     Args:
@@ -42,9 +42,6 @@ def write_part(output: Output, part: Part, split: Split, width: int, batches: Se
         split: where keys, identities and cameras are.
         width: of the features, D.
         batches: tables of `dmx.extraction.stages.Forward`, in any order; rows of other parts are left out.
-
-    Returns:
-        How many images were skipped.
     """
     table = pa.concat_tables(batches)
     table = table.filter(pc.equal(table["part"], part.index)).sort_by("begin")
@@ -59,7 +56,6 @@ def write_part(output: Output, part: Part, split: Split, width: int, batches: Se
         lines = "".join(json.dumps(line) + "\n" for line in skipped)
         output.location.write_atomically(part.skipped_name, lines.encode())
     _write_parquet(output, part.name, _table(split, part, rows, features, width))
-    return len(skipped)
 
 
 def _table(

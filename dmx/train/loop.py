@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import sys
 import time
 from contextlib import closing
@@ -24,13 +23,13 @@ from numpy.typing import NDArray
 
 from dmx.cluster import pseudo_labels
 from dmx.data.shards import Split
-from dmx.distributed import collect, meet, own_cores, share, share_tensor, use_cores
-from dmx.embedding import embed as embed_images
+from dmx.distributed import meet, share, share_tensor, use_cores
 from dmx.errors import DmxError
 from dmx.evaluation import Embedded
 from dmx.evaluation import evaluate as evaluate_retrieval
 from dmx.progress import progress_bar
 from dmx.train.data import EpochLabels
+from dmx.train.extraction import extract
 from dmx.train.purity import cluster_report
 from dmx.train.schedule import (
     begins_anew,
@@ -145,27 +144,12 @@ def evaluate(trainer: Trainer, epoch: int) -> None:
 
 
 def _embed_split(trainer: Trainer, split: Split, label: str) -> Features:
-    """Embeddings of a split, an equal share by each process: (N, D) on the first, (0, D) on the others."""
-    config, world = trainer.config, trainer.world
+    """Embeddings of a split, made by all processes: (N, D) on the first, (0, D) on the others."""
+    world = trainer.world
     use_cores(world)
-    model = trainer.inference_model()
-    bounds = [len(split) * rank // world.size for rank in range(world.size + 1)]
-    counts = [stop - start for start, stop in itertools.pairwise(bounds)]
-    features = np.zeros((0, trainer.width), np.float32)
-    if counts[world.rank]:
-        features = embed_images(
-            model,
-            split,
-            height=config.data.height,
-            width=config.data.width,
-            batch_size=EMBED_BATCH,
-            device=world.device,
-            label=label,
-            rows=np.arange(bounds[world.rank], bounds[world.rank + 1]),
-            num_workers=own_cores(world),
-        )
     with waiting(label):
-        return collect(world, torch.from_numpy(features), counts).numpy()
+        feed = trainer.feed(split, EMBED_BATCH)
+        return extract(feed, trainer.inference_model(), trainer.width, world, label)
 
 
 def _cluster(trainer: Trainer, epoch: int, features: Features) -> tuple[EpochLabels, torch.Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dmx.config import Config
+from dmx.data.shards import Split
 from dmx.distributed import World, share
 from dmx.errors import DmxError
 from dmx.model import Discriminator, build_model, synchronise_batchnorm
@@ -20,6 +21,7 @@ from dmx.train.checkpoint import MODEL, Checkpoint, Progress, write_checkpoint
 from dmx.train.classifier import INITIAL_STD, Classifier, ClassifierSettings
 from dmx.train.data import EpochLabels, TrainingData
 from dmx.train.engines import Engine, EngineSettings, Precision, precision_here
+from dmx.train.extraction import Feed, make_feed
 from dmx.train.runlog import RunLog, versions
 from dmx.train.step import Players
 from dmx.waiting import waiting
@@ -39,6 +41,7 @@ class Trainer:
     progress: Progress
     log: RunLog | None
     saved_labels: EpochLabels | None = None
+    feeds: dict[int, Feed] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
         return self
@@ -54,6 +57,13 @@ class Trainer:
     def width(self) -> int:
         """Feature width, D."""
         return self.players.classifier.settings.width
+
+    def feed(self, split: Split, batch_size: int) -> Feed:
+        """Decoded batches of one of the run's splits, to embed it in every epoch. Collective."""
+        if id(split) not in self.feeds:
+            data = self.config.data
+            self.feeds[id(split)] = make_feed(self.world, split, data.height, data.width, batch_size)
+        return self.feeds[id(split)]
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

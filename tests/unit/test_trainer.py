@@ -26,6 +26,7 @@ from dmx.model.batchnorm import SynchronisedBatchNorm
 from dmx.train import loop, trainer, worker
 from dmx.train.checkpoint import MODEL, Checkpoint, Progress
 from dmx.train.data import TrainingData, train_transform
+from dmx.train.extraction import LocalFeed
 from dmx.train.runlog import describe_run
 from dmx.train.trainer import Trainer, build_trainer
 
@@ -319,20 +320,8 @@ def test_processes_share_the_cores_that_decode(monkeypatch: pytest.MonkeyPatch) 
     """Each takes its part, and at least one."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
     assert [own_cores(replace(ALONE, local_size=n)) for n in (1, 4, 12)] == [6, 1, 1]
-    asked = []
-
-    def embed_images(*_: Any, num_workers: int, **__: Any) -> np.ndarray[Any, Any]:
-        asked.append(num_workers)
-        return np.zeros((3, 2), np.float32)
-
-    monkeypatch.setattr(loop, "embed_images", embed_images)
-    monkeypatch.setattr(Trainer, "inference_model", lambda run: nn.Identity())
-    monkeypatch.setattr(Trainer, "width", 2)
-    run = _trainer(Config())
-    run.world = replace(ALONE, local_size=3)
     split: Any = [0] * 3
-    assert loop._embed_split(run, split, "embed").shape == (3, 2)
-    assert asked == [2]
+    assert LocalFeed(replace(ALONE, local_size=3), split, 8, 4, 2).threads == 2
 
 
 # What is reported.

@@ -1,0 +1,121 @@
+"""Features of a split within training: made by all processes with the model that they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import nn
+
+from dmx.data.prefetch import map_ahead
+from dmx.data.shards import Split
+from dmx.distributed import World, collect, own_cores, share
+from dmx.embedding import AHEAD, check_features, decode_all, evaluating, unit_features
+from dmx.extraction.feed import Batch, RayFeed, ray_runs
+from dmx.progress import progress_bar
+from dmx.waiting import waiting
+
+
+class Feed(Protocol):
+    """Where the decoded batches of a split come from."""
+
+    split: Split
+
+    def batches(self, label: str) -> Iterator[Batch]: ...
+
+
+class LocalFeed:
+    """A split's batches, an equal share for each process, which decodes it in threads of its own."""
+
+    def __init__(self, world: World, split: Split, height: int, width: int, batch_size: int) -> None:
+        self.split, self.threads, self._size = split, own_cores(world), (height, width)
+        starts = range(0, len(split), batch_size)
+        bounds = [len(starts) * rank // world.size for rank in (world.rank, world.rank + 1)]
+        self._rows = [
+            np.arange(start, min(start + batch_size, len(split))) for start in starts[slice(*bounds)]
+        ]
+
+    def batches(self, label: str) -> Iterator[Batch]:
+        """Rows (b,) and pixels (b, H, W, 3) uint8 of this process's batches.
+
+        Raises:
+            DmxError: an image cannot be decoded; names it.
+        """
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="extract")
+        try:
+            pixels = map_ahead(
+                pool, lambda rows: decode_all(self.split, rows, *self._size, label), self._rows, AHEAD
+            )
+            yield from zip(self._rows, pixels, strict=True)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def make_feed(world: World, split: Split, height: int, width: int, batch_size: int) -> Feed:
+    """A feed of a split: of Ray Data where all processes run in Ray. Collective.
+
+    Args:
+        world: this process among the others.
+        split: where the images are.
+        height: of the model's input, pixels.
+        width: of the model's input, pixels.
+        batch_size: images of a batch.
+    """
+    kind = RayFeed if share(world, ray_runs()) else LocalFeed
+    return kind(world, split, height, width, batch_size)
+
+
+def extract(feed: Feed, model: nn.Module, width: int, world: World, label: str) -> NDArray[np.float32]:
+    """Unit features of a split. Collective.
+
+    Args:
+        feed: of the split.
+        model: on this process's device, with a method `embed`.
+        width: of the features, D.
+        world: this process among the others.
+        label: of the progress report.
+
+    Returns:
+        (N, D) float32 on the first process, (0, D) on the others.
+
+    Raises:
+        DmxError: an image cannot be decoded, or its features are not finite; names it.
+    """
+    split, rows, features = feed.split, [np.empty(0, np.int64)], [np.empty((0, width), np.float32)]
+    with (
+        evaluating(model),
+        torch.inference_mode(),
+        progress_bar(len(split) // world.size, label, "images") as bar,
+    ):
+        for numbers, pixels in feed.batches(label):
+            found = unit_features(model, pixels, world.device)
+            check_features(found, numbers, split.keys.__getitem__, f"{label}: split {split.name}")
+            rows.append(numbers)
+            features.append(found)
+            bar.update(len(numbers))
+    return _in_order(world, np.concatenate(rows), np.concatenate(features), len(split))
+
+
+def _in_order(
+    world: World, rows: NDArray[np.int64], features: NDArray[np.float32], images: int
+) -> NDArray[np.float32]:
+    """Everybody's features where their images stand in the split, on the first process."""
+    counts = [len(rows)]
+    if world.size > 1:
+        counts = [0] * world.size
+        with waiting("how many images each process embedded"):
+            dist.all_gather_object(counts, len(rows), group=world.control)
+    all_rows = collect(world, torch.from_numpy(rows), counts).numpy()
+    all_features = collect(world, torch.from_numpy(features), counts).numpy()
+    if not world.leads:
+        return all_features
+    if len(all_rows) != images or not np.array_equal(np.sort(all_rows), np.arange(images)):
+        raise RuntimeError(f"wanted features of {images} images, found {len(np.unique(all_rows))} of them")
+    result = np.empty_like(all_features)
+    result[all_rows] = all_features
+    return result
