@@ -19,7 +19,7 @@ import torch
 from dmx.cluster.sharded.fetch import Request, blocks
 from dmx.cluster.sharded.group import Group
 from dmx.kernels.expansion import expand
-from dmx.kernels.k_reciprocal import Members, Mutual, members, mutual, sum_to_one, weigh
+from dmx.kernels.k_reciprocal import Members, Mutual, k_reciprocal, members, mutual, sum_to_one, weigh
 from dmx.kernels.knn import Neighbours
 from dmx.kernels.sparse import SparseRows, join_rows
 
@@ -41,6 +41,8 @@ def sharded_k_reciprocal(
     Returns:
         CSR rows (own rows, N), columns numbered among all N rows.
     """
+    if group.size == 1:
+        return k_reciprocal(features, neighbours, k1, k2, squares=squares)
     lists = neighbours.indices
     reciprocal = _mutual(group, lists, k1)
     parts = []

@@ -17,7 +17,7 @@ import torch
 from dmx.cluster.sharded.fetch import Request, blocks
 from dmx.cluster.sharded.group import Group
 from dmx.kernels.heads import cut_rows
-from dmx.kernels.jaccard import bounds
+from dmx.kernels.jaccard import bounds, jaccard_pairs
 from dmx.kernels.partial_join import Lists, Pairs, candidates, pair_distances
 from dmx.kernels.sparse import SparseRows, join_rows, places_of, starts_of
 
@@ -37,6 +37,8 @@ def sharded_jaccard_pairs(group: Group, v: SparseRows, max_distance: float) -> S
     Returns:
         CSR rows (own rows, N), columns ascending.
     """
+    if group.size == 1:
+        return jaccard_pairs(v, max_distance)
     sizes = v.starts.diff()
     longest = group.most(int(sizes.max()) if len(sizes) else 0, "the longest row")
     tail, enough = bounds(max_distance, longest)
