@@ -9,7 +9,7 @@
 #   DMX_PORT       the head's port (6379)
 #   DMX_CPUS       cores that this host gives (all that it may use)
 #   DMX_ALIVE_S    seconds after which a silent host, or a silent head, counts as gone (30)
-#   DMX_RAY_TMP    folder of Ray's own logs and sockets, with a short path (a fresh one under /tmp)
+#   DMX_RAY_TMP    folder of Ray's own logs and sockets, with a short path (a fresh one)
 set -euo pipefail
 
 fail() {
@@ -47,7 +47,7 @@ export RAY_gcs_rpc_server_reconnect_timeout_s=${DMX_ALIVE_S:-30}
 [ -n "${RAY_AUTH_TOKEN:-}" ] || export RAY_AUTH_TOKEN_PATH
 export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$interface} NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$interface}
 
-scratch=${DMX_RAY_TMP:-$(mktemp -d /tmp/dmx-ray-XXXXXX)}
+scratch=${DMX_RAY_TMP:-$(mktemp -dt ray-XXXXXX)}
 ray start "${role[@]}" --node-ip-address="$address" --num-cpus="${DMX_CPUS:-$(nproc)}" --temp-dir="$scratch" \
     --object-store-memory="${DMX_OBJECT_STORE_BYTES:-1000000000}" --disable-usage-stats --block &
 node=$!
