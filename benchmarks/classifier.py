@@ -41,6 +41,7 @@ from dmx.train.classifier import Classifier, ClassifierSettings
 from dmx.train.softmax import BLOCK_BYTES
 
 CLASSES = (10_000, 100_000, 1_000_000, 4_000_000)
+PARTS = ("measured", "agreement", "rounding", "blocks")
 WAYS = ("usual", "fp32", "bf16")
 SMOOTHING, SCALE, LR, WEIGHT_DECAY = 0.1, 0.5, 3.5e-4, 5e-4
 SECONDS, MOST_STEPS = 4.0, 15  # of timed steps in a process; at least two
@@ -272,6 +273,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--memory-gb", type=float, default=9.0, help="the usual way is left out above this")
     parser.add_argument("--block-mb", type=float, help="of temporaries (default: suits the device)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "classifier.json")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="measure these parts of --out anew")
     parser.add_argument("--child", dest="way", choices=WAYS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.block_mb = args.block_mb or BLOCK_BYTES[args.device] / 2**20
@@ -299,7 +301,13 @@ def main() -> None:
         ("rounding", rounding),
         ("blocks", partial(sweep, args)),
     ]
+    if args.only:  # the rest stays as it was measured
+        result = json.loads(args.out.read_text())
+        result |= {name: [] for name in args.only}
+    torch.set_num_threads(1)
     for name, part in parts:
+        if args.only and name not in args.only:
+            continue
         result[name] = result.get(name, []) + part()
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -176,6 +176,69 @@ def decoders(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def classifier(results: dict[str, Any]) -> str:
+    """A step's time and its memory beyond rows and moments, by number of identities and processes."""
+    lines = [
+        "| identities | processes | rows and moments, MiB | usual, s | fp32, s | bf16, s "
+        "| usual, MiB | fp32, MiB | bf16, MiB |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    found = {(row["classes"], row["processes"], row["way"]): row for row in results["measured"]}
+
+    def cells(classes: int, processes: int, field: str, form: Callable[[float], str]) -> str:
+        rows = (found.get((classes, processes, way), {}) for way in ("usual", "fp32", "bf16"))
+        return " | ".join(
+            form(row[field]) if field in row else "does not fit" if "skipped" in row else "" for row in rows
+        )
+
+    for classes, processes in dict.fromkeys(key[:2] for key in found):
+        state = found[classes, processes, "fp32"]["state_bytes"] / 2**20
+        lines.append(
+            f"| {classes:,} | {processes} | {state:,.0f} | {cells(classes, processes, 'seconds', brief)} "
+            f"| {cells(classes, processes, 'beyond_bytes', lambda size: f'{size / 2**20:,.0f}')} |"
+        )
+    settings, environment = results["settings"], results["environment"]
+    machine = f"{environment['cores']} cores of an {environment['cpu']}"
+    where, medians = settings["device"], "median times"
+    if where == "cpu":
+        where, medians = machine, "medians of the processor time of a process with one thread"
+    error, theirs = (
+        max(max(row[name].values()) for row in results["agreement"]) for name in ("error", "error_of_torch")
+    )
+    off = max(max(row["from_float32"].values()) for row in results["agreement"])
+    lines += [
+        "",
+        f"A step is forward, backward and Adam of {settings['batch']} images of width {settings['width']}: "
+        f"{medians} on {where}; memory of a process beyond its rows and moments, "
+        f"blocks of {settings['block_mb']:g} MiB. Usual is `F.linear`, `F.cross_entropy` and `Adam` in one "
+        f"process, left out above {settings['memory_gb']:g} GiB. In fp32, loss and gradients are "
+        f"within {off:.0e} of torch's; their largest error is {error:.0e} of the largest value, torch's "
+        f"{theirs:.0e}.",
+    ]
+    return "\n".join([*lines, "", *row_precision(results["rounding"])])
+
+
+def row_precision(runs: list[dict[str, Any]]) -> list[str]:
+    """What rows held in different ways have learned, by learning rate."""
+    rows = {(run["way"], run["lr"]): run for run in runs}
+    rates = sorted({lr for _, lr in rows}, reverse=True)
+    lines = [
+        "| rows held as | bytes a weight | " + " | ".join(f"off at {lr:g} | loss" for lr in rates) + " |",
+        "|---|---:|" + "---:|---:|" * len(rates),
+    ]
+    sizes = {"fp32": 12, "bf16 and rest": 12, "bf16 alone": 10, "bf16 at random": 10}
+    for way, size in sizes.items():
+        cells = [f"{rows[way, lr]['distance']:.1%} | {rows[way, lr]['loss']:.4f}" for lr in rates]
+        lines.append(f"| {way} | {size} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"After {runs[0]['steps']} steps on {runs[0]['classes']} drawn identities of width "
+        f"{runs[0]['width']}, by learning rate: how far rows are from those of fp32, as a share of the way "
+        "those went, and the loss. `classifier.precision: bf16` is `bf16 and rest`; bytes with both moments.",
+    ]
+    return lines
+
+
 def spread(shares: list[float]) -> str:
     """Mean and sample standard deviation, in percent."""
     deviation = statistics.stdev(shares) if len(shares) > 1 else 0.0
@@ -185,6 +248,7 @@ def spread(shares: list[float]) -> str:
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "demo": demo,
     "cluster_cpu": cluster_cpu,
+    "classifier": classifier,
     "decoders": decoders,
     "gpu": gpu,
     "model": model,
