@@ -1,6 +1,6 @@
 """Jobs across several hosts, and what may happen to them: a worker or a host killed, cut off, the head lost.
 
-A job is a `dmx` command that `launch/hosts.sh` runs across hosts. It is struck once it has come so far; then
+A job runs by `launch/hosts.sh`. It is struck once it has come so far; then
 it ends by itself, or, where the head was struck, is run again with the hosts that are left.
 """
 
@@ -11,36 +11,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hosts import Host, wait_until
+from jobs import Job
 
 LAUNCH = Path(__file__).parents[1] / "launch" / "hosts.sh"
 COMING_S = 240  # for a job to come so far that it is struck
 ENDING_S = 400  # after which a job counts as hanging
 FAULTS = ("worker killed", "host cut off", "host killed", "head killed")
 HEAD_FAULTS = ("head killed",)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A command, how far it has come, and which processes do its work.
-
-    Attributes:
-        name: what it is called.
-        words: the command.
-        progress: how far it has come, a number that grows.
-        strike_at: the progress at which it is struck.
-        workers: what stands in the command line of the processes that do its work.
-    """
-
-    name: str
-    words: list[str]
-    progress: Callable[[], int]
-    strike_at: int
-    workers: str
 
 
 @dataclass
@@ -91,8 +72,9 @@ def run_job(job: Job, hosts: list[Host], ssh: str, folder: Path, fault: str | No
             f"the command did not notice that its head was gone:\n{log.read_text()}"
         )
         process, log = _start(job, [host for host in hosts if host is not struck], ssh, folder, "second")
-    else:
-        wait_until(lambda: "start again" in log.read_text(), ENDING_S, "word of the fault", process)
+    elif job.word is not None:
+        word = job.word
+        wait_until(lambda: word in log.read_text(), ENDING_S, "word of the fault", process)
         outcome.noticed_s = time.monotonic() - at
     _end(process, log, outcome)
     outcome.after_s = time.monotonic() - at
@@ -121,20 +103,24 @@ def workers_on(host: Host, job: Job) -> list[int]:
     return [pid for pid, words in host.processes().items() if job.workers in words]
 
 
-def _start(
-    job: Job, hosts: list[Host], ssh: str, folder: Path, name: str
-) -> tuple[subprocess.Popen[str], Path]:
-    logs = folder / name
-    logs.mkdir(parents=True)
-    environment = {
+def settings(ssh: str, folder: Path) -> dict[str, str]:
+    """Settings of the scripts for hosts that share this machine's cores; the token lies in `folder`."""
+    return {
         "DMX_SSH": ssh,
         "DMX_BIN": str(Path(sys.executable).parent),
-        "DMX_LOGS": str(logs),
         "DMX_CPUS": "1",
         "DMX_OBJECT_STORE_BYTES": "100000000",
         "OMP_NUM_THREADS": "1",
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
     }
+
+
+def _start(
+    job: Job, hosts: list[Host], ssh: str, folder: Path, name: str
+) -> tuple[subprocess.Popen[str], Path]:
+    logs = folder / name
+    logs.mkdir(parents=True)
+    environment = settings(ssh, folder) | {"DMX_LOGS": str(logs)}
     log = logs / "command.log"
     with open(log, "w") as output:
         command = [LAUNCH, *(host.name for host in hosts[:-1]), "--", *job.words]

@@ -24,10 +24,11 @@ def _person(seed: int, person: int, camera: int, index: int) -> bytes:
     return buffer.getvalue()
 
 
-def write_set(folder: Path, seed: int, splits: dict[str, int]) -> None:
+def write_set(folder: Path, seed: int, splits: dict[str, int], rows_per_shard: int = 4096) -> None:
+    """Write a data set of `splits` people, in shards."""
     from dmx.data.shards import DatasetWriter
 
-    with DatasetWriter(folder, layout="folders") as writer:
+    with DatasetWriter(folder, layout="folders", rows_per_shard=rows_per_shard) as writer:
         for split, people in splits.items():
             for person in range(people):
                 for camera in range(CAMERAS):

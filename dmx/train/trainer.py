@@ -67,10 +67,11 @@ class Trainer:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Add the seconds spent inside to the epoch's record as `name`_s."""
+        """Add the seconds spent inside to the epoch's record as `name`_s; a wait in vain names it."""
         start = time.monotonic()
         try:
-            yield
+            with waiting(name):
+                yield
         finally:
             spent_s = self.progress.record.get(f"{name}_s", 0.0) + time.monotonic() - start
             self.progress.record[f"{name}_s"] = round(spent_s, 3)

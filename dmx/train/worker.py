@@ -20,6 +20,7 @@ from dmx.train.checkpoint import latest, read_checkpoint
 from dmx.train.engines import forget_process_group
 from dmx.train.runlog import CONFIG, write_whole
 from dmx.train.trainer import Trainer, build_trainer
+from dmx.waiting import waiting
 
 RESULT = "result.json"
 
@@ -41,7 +42,9 @@ def train_worker(run: str | Path, *, local: tuple[int, int] | None = None) -> No
         # The first process decides where to go on, or a checkpoint written meanwhile would part the others.
         found = share(place, str(latest(folder) or ""))
         try:
-            trainer = build_trainer(config, folder, place, read_checkpoint(Path(found)) if found else None)
+            with waiting("the start of the run"):
+                checkpoint = read_checkpoint(Path(found)) if found else None
+                trainer = build_trainer(config, folder, place, checkpoint)
             with trainer:
                 loop.run_epochs(trainer)
             if trainer.log is not None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from dmx.config import Config, differences, from_tree, read_yaml
+from dmx.errors import DmxError
 from dmx.train.runlog import CONFIG, EPOCHS, STEPS, VERSIONS, RunLog, describe_run, read_lines
 
 
@@ -88,3 +91,15 @@ def test_configuration_and_versions_are_saved(tmp_path: Path) -> None:
     assert saved == config
     assert json.loads((tmp_path / "run" / VERSIONS).read_text())["torch"]
     assert differences(Config(), saved) == {"seed": (0, 5), "data.tests": ([], ["a", "b"])}
+
+
+def test_a_run_has_one_writer(tmp_path: Path) -> None:
+    """Whoever was given up and runs on all the same finds another's name, and stops."""
+    first = RunLog(tmp_path, global_step=0, epoch=0, tensorboard=False)
+    first.require_writer()
+    second = RunLog(tmp_path, global_step=0, epoch=0, tensorboard=False)
+    second.require_writer()
+    with pytest.raises(DmxError, match=r"another process .* has taken this run over"):
+        first.require_writer()
+    first.close()
+    second.close()
