@@ -1,58 +1,59 @@
-"""Several hosts on one machine: Linux network namespaces, each with an `eth0` on one switch, and a name.
+"""Several hosts on one machine: Linux namespaces, each with a name, an `eth0` on one switch, and processes.
 
-What runs on a host sees its network alone, so that a host can be cut off (its link goes down) or killed (all
-of its processes at once). Processes, files and memory are the machine's: end processes by `Host.kill`, never
-by what looks for them by name (`ray stop`).
+What runs on a host sees its network and its processes alone, so that a host can be cut off (its link goes
+down) or killed (all of its processes at once). Files are the machine's, as if all hosts mounted them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 INTERFACE = "eth0"
 NETWORK = "10.77.0"
 ENDING_S = 20
+NAMESPACES = ("--net", "--uts", "--pid", "--mount")
+# The first process of a host: takes its name, and buries the children of others.
+FIRST = 'mount --bind "$1" /etc/hosts && mount --bind /dev/null /etc/resolv.conf && hostname "$0" && echo up \
+    && while :; do sleep 3600 & wait; done'
 
 
 def why_not() -> str | None:
     """Why this machine cannot play several hosts; None when it can."""
     if os.geteuid() != 0:
-        return "network namespaces want root"
-    missing = [tool for tool in ("ip", "unshare") if shutil.which(tool) is None]
+        return "hosts made of namespaces want root"
+    missing = [tool for tool in ("ip", "unshare", "nsenter") if shutil.which(tool) is None]
     if missing:
-        return f"network namespaces want {' and '.join(missing)} (Debian: iproute2, util-linux)"
-    probe = subprocess.run(["unshare", "--net", "--uts", "true"], capture_output=True, text=True, check=False)
+        return f"hosts made of namespaces want {' and '.join(missing)} (Debian: iproute2, util-linux)"
+    make = ["unshare", *NAMESPACES, "--fork", "ip", "link", "add", INTERFACE, "type", "veth"]
+    probe = subprocess.run(make, capture_output=True, text=True, check=False)
     if probe.returncode:
-        return f"this machine makes no network namespaces: {probe.stderr.strip()}"
+        return f"this machine makes no namespaces with links: {probe.stderr.strip()}"
     return None
 
 
 @dataclass(frozen=True)
 class Host:
-    """One host: its name, the namespace that it is, its private address and a folder of its own."""
+    """One host: its name, its first process, its private address and a folder of its own."""
 
     name: str
-    namespace: str
+    first: int
     address: str
     folder: Path
     environment: Mapping[str, str]
 
     def command(self, *words: str | Path) -> list[str]:
-        """What runs `words` on this host, under its name."""
-        named = 'hostname "$0" && exec "$@"'
-        inside = ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "bash", "-c", named, self.name]
-        return [*inside, *map(str, words)]
+        """What runs `words` on this host."""
+        return ["nsenter", f"--target={self.first}", *NAMESPACES, "--wd=.", *map(str, words)]
 
     def start(
         self, *words: str | Path, environment: Mapping[str, str] | None = None, **options: Any
@@ -71,104 +72,119 @@ class Host:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command to its end, its output captured."""
         return subprocess.run(
-            self.command(*words),
+            self.command("timeout", "--kill-after=5", str(timeout_s), *words),
             env={**self.environment, **(environment or {})},
             text=True,
             capture_output=True,
             check=False,
-            timeout=timeout_s,
+            timeout=timeout_s + 10,
         )
 
     def processes(self) -> dict[int, str]:
-        """Command lines of everything that runs on this host, by process id."""
+        """Command lines of everything that runs on this host, by this machine's process id."""
         found = {}
-        for pid in _ip("netns", "pids", self.namespace).split():
-            with contextlib.suppress(OSError):
-                words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
-                found[int(pid)] = words.decode(errors="replace").strip()
+        with contextlib.suppress(OSError):
+            own = os.readlink(f"/proc/{self.first}/ns/pid")
+            for folder in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):
+                    words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    if words and os.readlink(folder / "ns/pid") == own:
+                        found[int(folder.name)] = words.strip()
         return found
 
     def kill(self) -> None:
-        """End all processes of this host at once, as a failing power supply does."""
-        deadline = time.monotonic() + ENDING_S
-        while pids := _ip("netns", "pids", self.namespace).split():
-            # All stop before any ends: the last must not see the others end, and say goodbye to other hosts.
-            for what in (signal.SIGSTOP, signal.SIGKILL):
-                for pid in pids:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(int(pid), what)
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{self.name}: processes do not end: {self.processes()}")
-            time.sleep(0.02)
+        """End this host for good, with all of its processes at once, as a failing power supply does."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(
+                self.first, signal.SIGKILL
+            )  # The kernel kills the others, before they see each other end.
+        wait_until(lambda: not self.processes(), ENDING_S, f"the processes of {self.name} to end")
 
     def cut_off(self) -> None:
         """Take the link down: the host runs on, and nobody reaches it."""
-        _ip("-n", self.namespace, "link", "set", INTERFACE, "down")
+        _in(self.first, "ip", "link", "set", INTERFACE, "down")
 
     def reconnect(self) -> None:
         """Take the link up again."""
-        _ip("-n", self.namespace, "link", "set", INTERFACE, "up")
+        _in(self.first, "ip", "link", "set", INTERFACE, "up")
 
 
 @contextlib.contextmanager
 def hosts(count: int) -> Iterator[list[Host]]:
     """That many hosts, named node1, node2 and so on, which reach each other by name; gone afterwards."""
-    run = f"dmx{os.getpid()}{secrets.token_hex(2)}"
     folder = Path(tempfile.mkdtemp(prefix="dmx-", dir="/tmp"))  # Sockets in it need a short path.
-    made: list[Host] = []
-    namespaces = [f"{run}-switch", *(f"{run}-{number}" for number in range(1, count + 1))]
-    try:
-        for namespace in namespaces:
-            _ip("netns", "add", namespace)
-            _ip("-n", namespace, "link", "set", "lo", "up")
-        switch = namespaces[0]
-        _ip("-n", switch, "link", "add", "bridge", "type", "bridge")
-        _ip("-n", switch, "link", "set", "bridge", "up")
-        for number, namespace in enumerate(namespaces[1:], 1):
-            made.append(_join(switch, namespace, number, folder))
-        _name(made)
+    names = [f"node{number}" for number in range(1, count + 1)]
+    addresses = [f"{NETWORK}.{number}" for number in range(1, count + 1)]
+    (folder / "hosts").write_text(
+        "127.0.0.1 localhost\n"
+        + "".join(f"{address} {name}\n" for address, name in zip(addresses, names, strict=True))
+    )
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        switch = stack.enter_context(_first_process("switch", folder / "hosts"))
+        _in(switch, "ip", "link", "add", "bridge", "type", "bridge")
+        _in(switch, "ip", "link", "set", "bridge", "up")
+        made = []
+        for name, address in zip(names, addresses, strict=True):
+            first = stack.enter_context(_first_process(name, folder / "hosts"))
+            _plug(switch, first, f"to-{name}", address)
+            own = folder / name
+            own.mkdir()
+            made.append(Host(name, first, address, own, _environment(own)))
         yield made
+
+
+@contextlib.contextmanager
+def _first_process(name: str, names: Path) -> Iterator[int]:
+    """New namespaces and the process that keeps them, which ends with all others in them."""
+    command = ["unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc"]
+    outer = subprocess.Popen(
+        [*command, "bash", "-c", FIRST, name, str(names)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert outer.stdout is not None
+        said = outer.stdout.readline()
+        if said != "up\n":
+            raise OSError(f"{name} does not start: {said}")
+        children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()
+        yield int(children[0])
     finally:
-        for host in made:
-            host.kill()
-        for namespace in namespaces:
-            subprocess.run(["ip", "netns", "delete", namespace], capture_output=True, check=False)
-            shutil.rmtree(Path("/etc/netns") / namespace, ignore_errors=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        outer.kill()  # Its child goes with it, and with that all others.
+        outer.wait(ENDING_S)
 
 
-def _join(switch: str, namespace: str, number: int, folder: Path) -> Host:
-    port, address, own = f"port{number}", f"{NETWORK}.{number}", folder / str(number)
-    own.mkdir()
-    ends = ["link", "add", INTERFACE, "netns", namespace, "type", "veth"]
-    _ip(*ends, "peer", "name", port, "netns", switch)
-    _ip("-n", switch, "link", "set", port, "master", "bridge", "up")
-    _ip("-n", namespace, "address", "add", f"{address}/24", "dev", INTERFACE)
-    _ip("-n", namespace, "link", "set", INTERFACE, "up")
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": INTERFACE, "TMPDIR": str(own)}
-    for name in ("RAY_ADDRESS", "MASTER_ADDR", "MASTER_PORT"):
-        environment.pop(name, None)
-    return Host(f"node{number}", namespace, address, own, environment)
+def _plug(switch: int, first: int, port: str, address: str) -> None:
+    ends = ["ip", "link", "add", INTERFACE, "netns", str(first), "type", "veth", "peer", "name", port]
+    _run([*ends, "netns", str(switch)])
+    _in(switch, "ip", "link", "set", port, "master", "bridge", "up")
+    _in(first, "ip", "link", "set", "lo", "up")
+    _in(first, "ip", "address", "add", f"{address}/24", "dev", INTERFACE)
+    _in(first, "ip", "link", "set", INTERFACE, "up")
 
 
-def _name(made: list[Host]) -> None:
-    """Files that `ip netns exec` puts in the place of those in /etc: all names, and no server to ask."""
-    names = "".join(f"{host.address} {host.name}\n" for host in made)
-    for host in made:
-        etc = Path("/etc/netns") / host.namespace
-        etc.mkdir(parents=True)
-        (etc / "hosts").write_text("127.0.0.1 localhost\n" + names)
-        (etc / "resolv.conf").write_text("")
+def _environment(folder: Path) -> dict[str, str]:
+    own = {"GLOO_SOCKET_IFNAME": INTERFACE, "TMPDIR": str(folder)}
+    others = ("RAY_ADDRESS", "MASTER_ADDR", "MASTER_PORT", "BASH_ENV")
+    return {name: value for name, value in os.environ.items() if name not in others} | own
 
 
-def _ip(*words: str) -> str:
-    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+def _in(first: int, *words: str) -> None:
+    _run(["nsenter", f"--target={first}", *NAMESPACES, *words])
+
+
+def _run(words: list[str]) -> None:
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise OSError(f"ip {' '.join(words)}: {done.stderr.strip()}")
-    return done.stdout
+        raise OSError(f"{' '.join(words)}: {done.stderr.strip()}")
 
 
-def wait_until(check: Any, timeout_s: float, what: str, process: subprocess.Popen[Any] | None = None) -> None:
+def wait_until(
+    check: Callable[[], object], timeout_s: float, what: str, process: subprocess.Popen[Any] | None = None
+) -> None:
     """Wait for `check()` to hold.
 
     Raises:
@@ -181,8 +197,3 @@ def wait_until(check: Any, timeout_s: float, what: str, process: subprocess.Pope
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {timeout_s:.0f} s for {what}")
         time.sleep(0.02)
-
-
-def log_file(path: Path) -> IO[str]:
-    """A file for a command's output."""
-    return open(path, "w", encoding="utf-8")
