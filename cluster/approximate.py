@@ -107,7 +107,7 @@ def ivf_neighbours(
         raise ValueError(
             "features: wanted at least one row on some worker, found none; pass one row an image"
         )
-    lists = _list_count(group.rows) if lists is None else as_count("lists", lists)
+    lists = default_lists(group.rows) if lists is None else as_count("lists", lists)
     if lists > group.rows:
         raise ValueError(f"lists: wanted at most as many as there are rows, {group.rows}, found {lists}")
     probes = as_count("probes", PROBES if probes is None else probes)
@@ -123,7 +123,7 @@ def ivf_neighbours(
     return Approximate(Neighbours(indices, similarities), recall, sampled)
 
 
-def _list_count(n: int) -> int:
+def default_lists(n: int) -> int:
     """4 sqrt(N), at most N / 39."""
     return max(1, min(round(4 * math.sqrt(n)), n // _LEAST_PER_LIST))
 
@@ -132,9 +132,13 @@ def _centroids(
     group: Group, rows: Floats, squares: NDArray[np.float64], lists: int, seed: int
 ) -> NDArray[np.float32]:
     """(L, D) unit rows: trained by the first worker, from rows of all."""
-    count = min(_PER_LIST * lists, group.rows) if group.rank == 0 else 0
-    numbers = np.random.default_rng(seed).choice(group.rows, count, replace=False)
-    request = Request.of(group, torch.from_numpy(np.sort(numbers)), "rows to train the lists on")
+    numbers = torch.empty(0, dtype=torch.int64)
+    if group.rank == 0:
+        chosen = np.random.default_rng(seed).choice(
+            group.rows, min(_PER_LIST * lists, group.rows), replace=False
+        )
+        numbers = torch.from_numpy(np.sort(chosen))
+    request = Request.of(group, numbers, "rows to train the lists on")
     drawn, lengths = request.rows(torch.from_numpy(rows), torch.from_numpy(squares))
     centroids = np.empty((lists, rows.shape[1]), np.float32)
     if group.rank == 0:
@@ -148,22 +152,19 @@ def _search(group: Group, shard: Shard, centroids: NDArray[np.float32], probes: 
     group.sum(sizes, "how many rows each list has")
     # By list: rows that stand together search the same lists, which then are in the cache.
     order = shard.list_groups.numpy()
-    distinct, parts = shard.groups.rows[order], []
-    blocks = group.most(-(-len(distinct) // ROWS), "the blocks of the search")
-    for block in range(blocks):
-        some = distinct[block * ROWS : (block + 1) * ROWS]
-        rows, squares = shard.rows[some], shard.squares[some]
-        near = nearest_lists(unit_float32(rows, squares), centroids, sizes.numpy(), probes, k)
-        least = torch.full((len(some),), NOBODY, dtype=torch.float64)
-        mine = Queries(torch.from_numpy(rows), torch.from_numpy(squares), torch.from_numpy(near), least)
-        parts.append(_around(group, shard, mine, k))
-    near = Neighbours(
+    distinct = shard.groups.rows[order]
+    out = Neighbours(
         torch.empty((len(order), k), dtype=torch.int32), torch.empty((len(order), k), dtype=torch.float64)
     )
-    for block, part in enumerate(parts):
-        to = shard.list_groups[block * ROWS : (block + 1) * ROWS]
-        near.indices[to], near.similarities[to] = part.indices, part.similarities
-    return near
+    for block in range(group.most(-(-len(order) // ROWS), "the blocks of the search")):
+        part = slice(block * ROWS, (block + 1) * ROWS)
+        rows, squares = shard.rows[distinct[part]], shard.squares[distinct[part]]
+        lists = nearest_lists(unit_float32(rows, squares), centroids, sizes.numpy(), probes, k)
+        least = torch.full((len(rows),), NOBODY, dtype=torch.float64)
+        mine = Queries(torch.from_numpy(rows), torch.from_numpy(squares), torch.from_numpy(lists), least)
+        found, to = _around(group, shard, mine, k), shard.list_groups[part]
+        out.indices[to], out.similarities[to] = found.indices, found.similarities
+    return out
 
 
 def _around(group: Group, shard: Shard, mine: Queries, k: int) -> Neighbours:

@@ -42,7 +42,8 @@ class Neighbours:
     similarities: NDArray[np.float64]
 
 
-def _nobody(rows: int, k: int) -> Neighbours:
+def nobody(rows: int, k: int) -> Neighbours:
+    """Lists in which all places are free."""
     return Neighbours(np.full((rows, k), -1, np.int32), np.full((rows, k), NOBODY))
 
 
@@ -89,7 +90,7 @@ def _rescore(  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _spread(near, near_values, group, members, starts, own, indices, values, begin, end):  # type: ignore[no-untyped-def]
-    """Neighbours among all rows from those among distinct rows. Row i is in group[i]; see `_distinct`."""
+    """Neighbours among all rows from those among distinct rows. Row i is in group[i]; see `distinct_rows`."""
     k = indices.shape[1]
     for i in range(begin, end):
         lead = 0
@@ -110,18 +111,21 @@ def _spread(near, near_values, group, members, starts, own, indices, values, beg
 
 
 @dataclass(frozen=True)
-class _Distinct:
+class Distinct:
+    """Rows equal bit by bit, as one."""
+
     rows: NDArray[np.int64]  # (U,), one row of every group of equal rows: the lowest
     group: NDArray[np.int64]  # (N,), group of every row
     members: NDArray[np.int64]  # (N,), rows by group, ascending
     starts: NDArray[np.int64]  # (U + 1,)
 
 
-def _distinct(features: NDArray[Any]) -> _Distinct:
+def distinct_rows(features: NDArray[Any]) -> Distinct:
+    """Groups of equal rows of (N, D) features."""
     first = first_equal(features)
     rows, group = np.unique(first, return_inverse=True)
     sizes = np.bincount(group, minlength=len(rows))
-    return _Distinct(rows, group, np.argsort(group, kind="stable"), np.concatenate([[0], np.cumsum(sizes)]))
+    return Distinct(rows, group, np.argsort(group, kind="stable"), np.concatenate([[0], np.cumsum(sizes)]))
 
 
 def _again_in_float32(
@@ -142,7 +146,7 @@ def _rescored(
     queries: NDArray[Any], query_squares: NDArray[np.float64], features: NDArray[Any],
     squares: NDArray[np.float64], candidates: Candidates, k: int, own: bool,
 ) -> Neighbours:  # fmt: skip
-    out = _nobody(len(queries), k)
+    out = nobody(len(queries), k)
     run_blocks(
         lambda a, b: _rescore(queries, query_squares, features, squares, candidates.ids, candidates.counts,
                               candidates.at_most, own, out.indices, out.similarities, a, b),
@@ -152,9 +156,9 @@ def _rescored(
 
 
 def _spread_all(
-    near: Neighbours, distinct: _Distinct, group: NDArray[np.int64], k: int, own: bool
+    near: Neighbours, distinct: Distinct, group: NDArray[np.int64], k: int, own: bool
 ) -> Neighbours:
-    out = _nobody(len(group), k)
+    out = nobody(len(group), k)
     run_blocks(
         lambda a, b: _spread(near.indices, near.similarities, group, distinct.members, distinct.starts, own,
                              out.indices, out.similarities, a, b),
@@ -175,7 +179,7 @@ def self_knn(features: NDArray[Any], k: int, *, squares: NDArray[np.float64] | N
         Neighbours of shape (N, min(k, N)).
     """
     squares = squared_lengths(features) if squares is None else squares
-    distinct = _distinct(features)
+    distinct = distinct_rows(features)
     plain = len(distinct.rows) == len(features)
     rows = features if plain else features[distinct.rows]
     row_squares = squares if plain else squares[distinct.rows]
@@ -199,7 +203,7 @@ def knn(queries: NDArray[Any], features: NDArray[Any], k: int) -> Neighbours:
     Returns:
         Neighbours of shape (Q, min(k, N)).
     """
-    distinct = _distinct(features)
+    distinct = distinct_rows(features)
     rows = features if len(distinct.rows) == len(features) else features[distinct.rows]
     squares, query_squares = squared_lengths(rows), squared_lengths(queries)
     width = min(k, len(rows))
@@ -215,12 +219,12 @@ def knn(queries: NDArray[Any], features: NDArray[Any], k: int) -> Neighbours:
 class _Side:
     """Distinct rows of one side of `cross_knn`, and the group of each of its rows."""
 
-    distinct: _Distinct
+    distinct: Distinct
     wanted: Wanted
 
     @staticmethod
     def of(side: Wanted) -> _Side:
-        distinct = _distinct(side.features)
+        distinct = distinct_rows(side.features)
         least = np.full(len(distinct.rows), np.inf)
         np.minimum.at(least, distinct.group, side.least)
         features = side.features
