@@ -1,0 +1,47 @@
+"""What is said when a Ray cluster does not answer. Clusters that do are those of tests/integration."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dmx.errors import DmxError
+from dmx.ray_cluster import await_hosts, joins_cluster
+
+# A head that goes away: something that listens, and then does not.
+LOST_HEAD = """
+import socket, time
+from dmx import ray_cluster
+ray_cluster.HEAD_S, ray_cluster.HEAD_POLL_S = 1.0, 0.1
+head = socket.create_server(("127.0.0.1", 0))
+with ray_cluster._watching("127.0.0.1:%d" % head.getsockname()[1]):
+    time.sleep(2)
+    print("still here", flush=True)
+    head.close()
+    time.sleep(60)
+"""
+
+
+def test_a_lost_head_ends_the_command_with_a_word() -> None:
+    """A call of Ray would wait on; the process ends, with the status of what a user can mend."""
+    done = subprocess.run([sys.executable, "-c", LOST_HEAD], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stdout == "still here\n"
+    assert (
+        f"error: {os.uname().nodename} waited 1 s for the head of the Ray cluster at 127.0.0.1" in done.stderr
+    )
+    assert "run the same command again" in done.stderr
+
+
+def test_waiting_for_hosts_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Port 9 discards, and nothing listens there."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with pytest.raises(DmxError, match=r"waited 1 s for the head of the Ray cluster at 127\.0\.0\.1:9"):
+        await_hosts(2, 1.0)
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert not joins_cluster()
+    with pytest.raises(DmxError, match="RAY_ADDRESS: wanted the address of a Ray cluster, found none set"):
+        await_hosts(2, 1.0)
