@@ -77,13 +77,14 @@ def _overlap(weight, indices, values, begin, end):  # type: ignore[no-untyped-de
 @njit(cache=True, nogil=True)
 def _join(  # type: ignore[no-untyped-def]
     starts, indices, values, heads, head_values, sizes, tails, column_starts, rows, row_values,
-    max_distance, least, total, begin, end, out_starts, out, out_d,
+    max_distance, least, total, visit, begin, end, out_starts, out, out_d,
 ):  # fmt: skip
-    """Pairs of rows [begin, end); returns how many. Fills `out` only while there is room."""
+    """Pairs of rows visit[begin:end]; returns how many. Fills `out` only while there is room."""
     used = 0
     met = np.empty(total.shape[0] + 1, np.int32)
     weight = np.zeros(total.shape[0])
-    for i in range(begin, end):
+    for place in range(begin, end):
+        i = visit[place]
         size = 0
         for t in range(starts[i], starts[i] + sizes[i]):
             v, e = head_values[t], heads[t]
@@ -116,7 +117,7 @@ def _join(  # type: ignore[no-untyped-def]
                 used += 1
         for t in range(starts[i], starts[i + 1]):
             weight[indices[t]] = 0.0
-        out_starts[i - begin + 1] = used
+        out_starts[place - begin + 1] = used
     return used
 
 
@@ -209,6 +210,7 @@ def jaccard_pairs(v: SparseRows, max_distance: float) -> SparseRows:
     longest = int(np.diff(v.starts).max(initial=0))
     least = max(2 * (1 - max_distance) / (2 - max_distance) - 1e-6 - longest * 2.0**-23, 0.0)
     heads = _heads(v, 0.7 * least)
+    visit = v.together()
 
     def block(begin: int, end: int) -> SparseRows:
         total, starts = np.zeros(n, np.float32), np.zeros(end - begin + 1, np.int64)
@@ -217,12 +219,12 @@ def jaccard_pairs(v: SparseRows, max_distance: float) -> SparseRows:
             out, distances = np.empty(room, np.int32), np.empty(room)
             used = _join(v.starts, v.indices, v.values, heads.indices, heads.values, heads.sizes, heads.tails,
                          heads.column_starts, heads.rows, heads.row_values, max_distance, least,
-                         total, begin, end, starts, out, distances)  # fmt: skip
+                         total, visit, begin, end, starts, out, distances)  # fmt: skip
             if used <= room:
                 return SparseRows(starts, out[:used].copy(), distances[:used].copy())
             room = used
 
-    return join_rows(run_blocks(block, n, _ROWS))
+    return join_rows(run_blocks(block, n, _ROWS)).put_back(visit)
 
 
 def candidates(

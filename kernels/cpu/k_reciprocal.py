@@ -41,6 +41,32 @@ class SparseRows:
         used = int(self.starts[-1])
         return SparseRows(self.starts, self.indices[:used].copy(), self.values[:used].copy())
 
+    def put_back(self, visit: NDArray[np.int64]) -> SparseRows:
+        """The rows in their own order, from rows in the order of a visit: row t of these is visit[t]."""
+        place = np.empty_like(visit)
+        place[visit] = np.arange(len(visit))
+        sizes = np.diff(self.starts)[place]
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+        entries = np.repeat(self.starts[place] - starts[:-1], sizes) + np.arange(starts[-1])
+        return SparseRows(starts, self.indices[entries], self.values[entries])
+
+    def together(self) -> NDArray[np.int64]:
+        """An order of all rows in which those that hold the same columns tend to follow each other.
+
+        What one row has brought into the cache is there for the next. Rows of one person share their lowest
+        column more often than not.
+        """
+        first = np.full(len(self), -1, np.int32)
+        filled = self.starts[:-1] < self.starts[1:]
+        if filled.any():
+            first[filled] = np.minimum.reduceat(self.indices, self.starts[:-1][filled])
+        return np.argsort(first, kind="stable")
+
+
+def _together(lists: NDArray[np.int32]) -> NDArray[np.int64]:
+    """As `SparseRows.together`, of rows that have as many columns each."""
+    return np.argsort(lists.min(1, initial=np.iinfo(np.int32).max), kind="stable")
+
 
 def join_rows(parts: Sequence[SparseRows]) -> SparseRows:
     """Blocks of consecutive rows as one."""
@@ -59,10 +85,10 @@ def half_columns(k1: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _mutual(lists, full, half, begin, end):  # type: ignore[no-untyped-def]
+def _mutual(lists, full, half, visit, begin, end):  # type: ignore[no-untyped-def]
     """full[i, c]: i is in the list of its c-th neighbour; half[i, c]: so it is in the half lists."""
     columns = half.shape[1]
-    for i in range(begin, end):
+    for i in visit[begin:end]:
         half[i] = False
         for c in range(lists.shape[1]):
             j = lists[i, c]
@@ -106,10 +132,11 @@ def _expand(lists, full, half, i, seen, members):  # type: ignore[no-untyped-def
 
 
 @njit(cache=True, nogil=True)
-def _members(lists, similarities, full, half, seen, starts, ids, weights, begin, end):  # type: ignore[no-untyped-def]
-    """R*(i) of rows [begin, end) and weights, 0 where no list has the similarity."""
+def _members(lists, similarities, full, half, seen, visit, starts, ids, weights, begin, end):  # type: ignore[no-untyped-def]
+    """R*(i) of rows visit[begin:end] and weights, 0 where no list has the similarity."""
     used = 0
-    for i in range(begin, end):
+    for place in range(begin, end):
+        i = visit[place]
         near, size = _expand(lists, full, half, i, seen, ids[used:])
         t = used
         for c in range(lists.shape[1]):
@@ -122,7 +149,7 @@ def _members(lists, similarities, full, half, seen, starts, ids, weights, begin,
                 if lists[i, c] == ids[t]:
                     weights[t] = np.exp(-(2.0 - 2.0 * similarities[i, c]))
         used += size
-        starts[i - begin + 1] = used
+        starts[place - begin + 1] = used
 
 
 @njit(cache=True, nogil=True)
@@ -147,10 +174,13 @@ def _sum_to_one(starts, weights, begin, end):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _average(lists, k2, row_starts, row_indices, row_values, total, starts, indices, values, begin, end):  # type: ignore[no-untyped-def]
-    """Rows [begin, end) of V after expansion; `total` (N,) is zero before and after."""
+def _average(  # type: ignore[no-untyped-def]
+    lists, k2, row_starts, row_indices, row_values, total, visit, starts, indices, values, begin, end
+):
+    """Rows visit[begin:end] of V after expansion; `total` (N,) is zero before and after."""
     used = 0
-    for i in range(begin, end):
+    for place in range(begin, end):
+        i = visit[place]
         size = 0
         for c in range(k2):
             j = lists[i, c]
@@ -164,7 +194,7 @@ def _average(lists, k2, row_starts, row_indices, row_values, total, starts, indi
             values[t] = total[indices[t]] / k2
             total[indices[t]] = 0.0
         used += size
-        starts[i - begin + 1] = used
+        starts[place - begin + 1] = used
 
 
 def mutual(lists: NDArray[np.int32], rows: int, half: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -175,7 +205,8 @@ def mutual(lists: NDArray[np.int32], rows: int, half: int) -> tuple[NDArray[np.b
     """
     full = np.empty((rows, lists.shape[1]), np.bool_)
     near = np.empty((rows, half), np.bool_)
-    run_blocks(lambda a, b: _mutual(lists, full, near, a, b), rows, _ROWS)
+    visit = _together(lists[:rows])
+    run_blocks(lambda a, b: _mutual(lists, full, near, visit, a, b), rows, _ROWS)
     return full, near
 
 
@@ -189,15 +220,16 @@ def members(
         lists: (U, K), entries below `names`; similarities: (U or end, K), theirs.
         full: (U or end, K); half: (U, h). As of `mutual`.
     """
+    visit = _together(lists[begin:end]) + begin
 
     def block(first: int, last: int) -> SparseRows:
         size = (last - first) * lists.shape[1] * (1 + half.shape[1])
         part = SparseRows(np.zeros(last - first + 1, np.int64), np.empty(size, np.int32), np.empty(size))
-        _members(lists, similarities, full, half, np.zeros(names, np.int64),
-                 part.starts, part.indices, part.values, begin + first, begin + last)  # fmt: skip
+        _members(lists, similarities, full, half, np.zeros(names, np.int64), visit,
+                 part.starts, part.indices, part.values, first, last)  # fmt: skip
         return part.cut()
 
-    return join_rows(run_blocks(block, end - begin, _ROWS))
+    return join_rows(run_blocks(block, end - begin, _ROWS)).put_back(visit - begin)
 
 
 def weigh(rows: SparseRows, features: NDArray[Any], squares: NDArray[np.float64], first: int) -> None:
@@ -215,16 +247,16 @@ def sum_to_one(rows: SparseRows) -> None:
 
 def expand(lists: NDArray[np.int32], rows: SparseRows, columns: int) -> SparseRows:
     """Means of rows: of those in each of the (R, k2) lists. Columns are below `columns`."""
-    sizes, near = np.diff(rows.starts), lists.shape[1]
+    sizes, near, visit = np.diff(rows.starts), lists.shape[1], _together(lists)
 
     def block(first: int, last: int) -> SparseRows:
-        size = int(sizes[lists[first:last]].sum())
+        size = int(sizes[lists[visit[first:last]]].sum())
         part = SparseRows(np.zeros(last - first + 1, np.int64), np.empty(size, np.int32), np.empty(size))
-        _average(lists, near, rows.starts, rows.indices, rows.values, np.zeros(columns),
+        _average(lists, near, rows.starts, rows.indices, rows.values, np.zeros(columns), visit,
                  part.starts, part.indices, part.values, first, last)  # fmt: skip
         return part.cut()
 
-    return join_rows(run_blocks(block, len(lists), _ROWS))
+    return join_rows(run_blocks(block, len(lists), _ROWS)).put_back(visit)
 
 
 def k_reciprocal(
