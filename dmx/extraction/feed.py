@@ -24,7 +24,7 @@ from dmx.data.images import BrokenImageError, undecodable
 from dmx.data.shards import Split
 from dmx.distributed import World, share
 from dmx.extraction.patience import patiently
-from dmx.extraction.pipeline import BATCHES_PER_ACTOR, BATCHES_PER_CORE, chunked, configure
+from dmx.extraction.pipeline import BATCHES_PER_ACTOR, BATCHES_PER_CORE, chunked, configure, told
 from dmx.extraction.plan import Part
 from dmx.extraction.stages import Decode, Source
 from dmx.waiting import who
@@ -102,8 +102,15 @@ class RayFeed:
             DmxError: an image cannot be decoded (names it), or nothing comes for the run's `timeout_s`.
         """
 
+        from ray.exceptions import RayError
+
         def tables() -> Iterator[Any]:
-            yield from self._stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+            try:
+                yield from self._stream.iter_batches(
+                    batch_size=None, batch_format="pyarrow", prefetch_batches=2
+                )
+            except RayError as error:
+                raise told(error) from error
 
         in_vain = f"images of split {self.split.name} to be decoded ({label}), in vain, as {who()}"
         for table in patiently(tables, self._world.timeout_s, f"{in_vain}; look at the hosts that decode"):

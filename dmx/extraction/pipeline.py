@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 CHUNK_IMAGES = 1024
 # Cores of an actor on machines without a GPU, at most.
 CORES_PER_ACTOR = 8
-# On machines without a GPU the forward pass takes the larger share of each core group's claim, and as many
-# tasks decode beside it as there are cores: the operating system shares the cores out, decoding last.
+# Where actors need all cores, each claims this share of its own, and as many tasks decode beside them as
+# there are cores: the operating system shares the cores out, decoding last.
 FORWARD_SHARE = 0.75
 DECODE_SHARE = 0.25
 # Batches that may lie between the stages, for every actor and for every core that decodes.
@@ -47,7 +47,7 @@ RETRIES = 3
 PARTS_IN_WRITING = 4
 # Ray Data gives up first, and tells which stage it was.
 GRACE_S = 30.0
-ADVICE = "look at the machines of the cluster, and run the same command again to go on"
+ADVICE = "Look at the machines of the cluster, and run the same command again to go on"
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,11 @@ class Layout:
     cpus_per_actor: int
     has_gpus: bool
     cpus: int
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether decoding has to share the actors' cores: without GPUs always, as all cores compute."""
+        return not self.has_gpus or self.actors * self.cpus_per_actor >= self.cpus
 
 
 @dataclass(frozen=True)
@@ -104,20 +109,23 @@ def layout(actors: int | None, cpus_per_actor: int | None) -> Layout:
     """
     import ray
 
-    found = ray.cluster_resources()
-    cpus, gpus = int(found.get("CPU", 0)), int(found.get("GPU", 0))
-    if cpus < 1:
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = [int(machine.get("CPU", 0)) for machine in machines]
+    gpus = [int(machine.get("GPU", 0)) for machine in machines]
+    if not any(cpus):
         raise DmxError("embed: wanted a Ray cluster with CPUs, found none")
-    smallest = min(int(node["Resources"].get("CPU", 0)) or cpus for node in ray.nodes() if node["Alive"])
-    each = cpus_per_actor or (1 if gpus else min(smallest, CORES_PER_ACTOR))
-    most = min(gpus, cpus // each) if gpus else cpus // each
-    wanted = actors or max(1, most)
-    if wanted > most:
+    each = cpus_per_actor or (1 if any(gpus) else min(CORES_PER_ACTOR, *filter(None, cpus)))
+    room = [own // each for own in cpus]
+    if any(gpus):
+        room = [min(pair) for pair in zip(room, gpus, strict=True)]
+    wanted = actors or max(1, sum(room))
+    if wanted > sum(room):
         raise DmxError(
-            f"embed: wanted {wanted} actors of {each} cores{' and a GPU' if gpus else ''} each, found {cpus} "
-            f"cores and {gpus} GPUs; ask for fewer with --actors or --cpus-per-actor"
+            f"embed: wanted {wanted} actors of {each} cores{' and a GPU' if any(gpus) else ''} each, found "
+            f"room for {sum(room)}: {len(machines)} machines with {sum(cpus)} cores and {sum(gpus)} GPUs; "
+            "change --actors or --cpus-per-actor"
         )
-    return Layout(wanted, each, gpus > 0, cpus)
+    return Layout(wanted, each, any(gpus), sum(cpus))
 
 
 def run(job: Job, used: Layout) -> float:
@@ -140,7 +148,7 @@ def run(job: Job, used: Layout) -> float:
         with progress_bar(sum(part.rows for part in job.parts), "embed", "images") as bar:
             dataset = _dataset(job, used, source, partial(ray.get, model_ref))
             bundles = patiently(
-                dataset.iter_internal_ref_bundles, job.stall_s + GRACE_S, f"features, in vain; {ADVICE}"
+                dataset.iter_internal_ref_bundles, job.stall_s + GRACE_S, f"features, in vain. {ADVICE}"
             )
             for part, refs in _collected(job, pace.timed(bundles), pace.counting(bar.update)):
                 while len(writing) >= PARTS_IN_WRITING:
@@ -149,7 +157,7 @@ def run(job: Job, used: Layout) -> float:
             while writing:
                 _await_one(writing, job.stall_s)
     except ray.exceptions.RayError as error:
-        raise _told(error) from error
+        raise told(error) from error
     return pace.rate
 
 
@@ -190,24 +198,22 @@ def _dataset(job: Job, used: Layout, source: Source, load_model: Callable[[], nn
     from ray.data import ActorPoolStrategy
 
     player = job.player
-    decode = Decode(source, player.height, player.width, job.batch_size, is_nice=not used.has_gpus)
+    decode = Decode(source, player.height, player.width, job.batch_size, is_nice=used.is_crowded)
     batch_bytes = job.batch_size * player.height * player.width * 3
-    decoders = max(1, int(used.cpus - used.actors * used.cpus_per_actor) if used.has_gpus else used.cpus)
+    decoders = used.cpus if used.is_crowded else used.cpus - used.actors * used.cpus_per_actor
     configure(batch_bytes, BATCHES_PER_ACTOR * used.actors + BATCHES_PER_CORE * decoders, job.stall_s)
     chunks = chunked(job.parts, job.batch_size, decoders)
-    claim = used.cpus_per_actor if used.has_gpus else FORWARD_SHARE * used.cpus_per_actor
+    forward_claim, decode_claim = (FORWARD_SHARE, DECODE_SHARE) if used.is_crowded else (1, 1)
     return (
         ray.data.from_blocks(chunks)
-        .map_batches(
-            decode, batch_size=None, batch_format="pyarrow", num_cpus=1 if used.has_gpus else DECODE_SHARE
-        )
+        .map_batches(decode, batch_size=None, batch_format="pyarrow", num_cpus=decode_claim)
         .map_batches(
             Forward,
             batch_size=None,
             batch_format="pyarrow",
             fn_constructor_args=(load_model, player, source),
             compute=ActorPoolStrategy(size=used.actors),
-            num_cpus=claim,
+            num_cpus=forward_claim * used.cpus_per_actor,
             num_gpus=1 if used.has_gpus else 0,
         )
     )
@@ -237,7 +243,8 @@ def configure(batch_bytes: int, batches: int, stall_s: float, *, in_order: bool 
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     for name in ("ray.data", "ray.util"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        # Errors too: they are raised here, and told once.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def chunked(parts: Sequence[Part], batch_size: int, decoders: int) -> list[Any]:
@@ -292,18 +299,24 @@ def _await_one(writing: dict[Any, Part], stall_s: float) -> None:
     done, _ = ray.wait(list(writing), num_returns=1, timeout=stall_s)
     if not done:
         names = ", ".join(part.name for part in writing.values())
-        raise DmxError(f"waited {stall_s:.0f} s for {names} to be written, in vain; {ADVICE}")
+        raise DmxError(f"waited {stall_s:.0f} s for {names} to be written, in vain. {ADVICE}")
     writing.pop(done[0])
     ray.get(done[0], timeout=stall_s)
 
 
-def _told(error: BaseException) -> DmxError:
-    """What went wrong on another machine, as it was said there."""
+def told(error: BaseException) -> DmxError:
+    """What went wrong on another machine, as it was said there.
+
+    Args:
+        error: as Ray raises it: with a class of its own that inherits the original's, and a text that begins
+            with tracebacks.
+    """
+    from ray.exceptions import RayError
+
     cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, DmxError):
-            return DmxError(str(cause))
+    while isinstance(cause, RayError):
         cause = getattr(cause, "cause", None) or cause.__cause__
-    return DmxError(
-        f"embed: {error}\nParts that are done stay: run the same command again to go on with the others"
-    )
+    if isinstance(cause, DmxError):
+        # Ray Data adds how often it tried, and how it could be made to try again.
+        return DmxError(str(cause).split("\nFailed to apply UDF")[0])
+    return DmxError(f"{error}\n{ADVICE}")

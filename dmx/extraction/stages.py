@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ FEATURES = pa.schema(
 
 # Decoding gives way to a forward pass on the same cores.
 NICE = 10
+_gave_way = threading.Event()
 
 # Splits opened in this process, by source: a worker does many chunks, and opening files takes time.
 _opened: dict[str, Split] = {}
@@ -88,8 +90,8 @@ class Decode:
         from dmx.embedding import decode_rows
 
         torch.set_num_threads(1)
-        if self.is_nice and os.nice(0) < NICE:
-            os.nice(NICE - os.nice(0))
+        if self.is_nice:
+            _give_way()
         split = self.source.split()
         for chunk in chunks.to_pylist():
             for begin in range(chunk["begin"], chunk["end"], self.batch_size):
@@ -101,6 +103,13 @@ class Decode:
                 yield _table(
                     DECODED, chunk["part"], begin, _binary(rows), _binary(pixels), json.dumps(skipped)
                 )
+
+
+def _give_way() -> None:
+    """Lower this process's priority, once."""
+    if not _gave_way.is_set():
+        _gave_way.set()
+        os.nice(NICE)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from dmx.distributed import World
 from dmx.embedding import decode_all
 from dmx.errors import DmxError
 from dmx.extraction.patience import patiently
-from dmx.extraction.pipeline import chunked
+from dmx.extraction.pipeline import chunked, told
 from dmx.extraction.plan import Output, Part, Settings, fingerprint, key_of, parts_of, weights_sha256
 from dmx.extraction.stages import CHUNKS, Decode, Forward, Player, Source
 from dmx.extraction.writing import write_part
@@ -193,3 +193,12 @@ def test_parts_are_read_by_row_groups(dataset: Path, tmp_path: Path) -> None:
     write_part(output, part, split, 5, processed(dataset, part, 2))
     schema = pq.read_schema(tmp_path / "out" / part.name)
     assert schema.field("embedding").type == pa.list_(pa.float32(), 5)
+
+
+def test_errors_of_other_machines_come_as_they_were_said() -> None:
+    from ray.exceptions import ActorDiedError, RayTaskError
+
+    raised = RayTaskError("Forward", "Traceback: ...", DmxError("image 3.jpg: no features"))
+    assert str(told(raised.as_instanceof_cause())) == "image 3.jpg: no features"
+    assert str(told(raised)) == "image 3.jpg: no features"
+    assert "run the same command again" in str(told(ActorDiedError()))
