@@ -59,7 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "that goes on was begun with (default: %(default)s)",
     )
     parser.add_argument(
-        "--compile", action="store_true", help="compile the model first (torch.compile), which takes a minute"
+        "--compile",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="compile the model first, which takes a minute (torch.compile); auto does where there are "
+        "images enough to win it back (default: %(default)s)",
     )
     parser.add_argument(
         "--actors",
@@ -164,7 +168,7 @@ def _embed(
     args: argparse.Namespace, dataset: Dataset, model: EmbeddingModel, settings: Settings, output: Output
 ) -> float:
     """Images a second."""
-    from dmx.extraction.pipeline import Job, layout, run
+    from dmx.extraction.pipeline import Job, compiling_pays, layout, run
     from dmx.extraction.plan import parts_of
     from dmx.extraction.stages import Player
     from dmx.ray_cluster import ray_cluster
@@ -177,14 +181,13 @@ def _embed(
             device="cuda" if used.has_gpus else "cpu",
             threads=used.cpus_per_actor,
             precision=settings.precision,
-            compile=args.compile,
+            compile=args.compile == "on" or (args.compile == "auto" and compiling_pays(parts, used)),
             flip=settings.flip,
             height=settings.image_height,
             width=settings.image_width,
+            batch_size=args.batch_size,
         )
-        return run(
-            Job(model, split, parts, output, settings.width, player, args.batch_size, args.timeout), used
-        )
+        return run(Job(model, split, parts, output, settings.width, player, args.timeout), used)
 
 
 def _shown(counts: dict[str, int]) -> str:

@@ -40,6 +40,10 @@ CORES_PER_ACTOR = 8
 # there are cores: the operating system shares the cores out, decoding last.
 FORWARD_SHARE = 0.75
 DECODE_SHARE = 0.25
+# Images of an actor from which on compiling pays. A quarter of the forward pass is saved on a CPU (see
+# benchmarks/embed.py), some 10 ms an image, for about a minute. On a GPU it is assumed, not measured: 25 us.
+COMPILE_FROM_CPU = 20_000
+COMPILE_FROM_GPU = 3_000_000
 # Batches that may lie between the stages, for every actor and for every core that decodes.
 BATCHES_PER_ACTOR = 8
 BATCHES_PER_CORE = 3
@@ -83,7 +87,6 @@ class Job:
         output: the folder.
         width: of the features, D.
         player: how an actor computes.
-        batch_size: images of a forward pass.
         stall_s: seconds without any progress after which the job ends with an error.
     """
 
@@ -93,8 +96,12 @@ class Job:
     output: Output
     width: int
     player: Player
-    batch_size: int
     stall_s: float
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a forward pass, at most."""
+        return self.player.batch_size
 
 
 def layout(actors: int | None, cpus_per_actor: int | None) -> Layout:
@@ -126,6 +133,12 @@ def layout(actors: int | None, cpus_per_actor: int | None) -> Layout:
             "change --actors or --cpus-per-actor"
         )
     return Layout(wanted, each, any(gpus), sum(cpus))
+
+
+def compiling_pays(parts: Sequence[Part], used: Layout) -> bool:
+    """Whether an actor has images enough to win back the time that compiling takes."""
+    images = sum(part.rows for part in parts) / used.actors
+    return images > (COMPILE_FROM_GPU if used.has_gpus else COMPILE_FROM_CPU)
 
 
 def run(job: Job, used: Layout) -> float:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from dmx.data.shards import Split
 from dmx.errors import DmxError
@@ -120,10 +121,11 @@ class Player:
         device: `cpu` or `cuda`.
         threads: of one forward pass on the CPU.
         precision: `fp32` or `bf16`.
-        compile: whether torch.compile compiles the model first.
+        compile: whether torch.compile compiles the model first, for batches of `batch_size`.
         flip: also embed each image mirrored and take the mean direction.
         height: of the model's input, pixels.
         width: of the model's input, pixels.
+        batch_size: images of a forward pass, at most.
     """
 
     device: str
@@ -133,6 +135,7 @@ class Player:
     flip: bool
     height: int
     width: int
+    batch_size: int
 
 
 class Forward:
@@ -154,9 +157,7 @@ class Forward:
 
     def __call__(self, batches: Any) -> Iterator[Any]:
         """Embed; yields a table of one batch at a time."""
-        import torch
-
-        from dmx.embedding import check_features, unit_features
+        from dmx.embedding import check_features
 
         shape = (-1, self._player.height, self._player.width, 3)
         for batch in range(batches.num_rows):
@@ -164,12 +165,23 @@ class Forward:
             numbers = np.frombuffer(rows.as_buffer(), np.int64)
             features = np.empty((0, 0), np.float32)
             if len(numbers):
-                # A copy: torch wants memory that it could write to.
-                images = np.frombuffer(pixels.as_buffer(), np.uint8).reshape(shape).copy()
-                with torch.inference_mode():
-                    features = unit_features(self.model, images, self._player.device, self._player.flip)
+                images = np.frombuffer(pixels.as_buffer(), np.uint8).reshape(shape)
+                features = self._embed(images)
                 check_features(features, numbers, self._key_of, "embed")
             yield _table(FEATURES, part, begin, rows, _binary(features), skipped)
+
+    def _embed(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(b, D) float32 of (b, H, W, 3) uint8 images."""
+        import torch
+
+        from dmx.embedding import unit_features
+
+        count, player = len(images), self._player
+        # Another number of images would be compiled anew; and torch wants memory that it could write to.
+        batch = np.zeros((player.batch_size if player.compile else count, *images.shape[1:]), np.uint8)
+        batch[:count] = images
+        with torch.inference_mode():
+            return unit_features(self.model, batch, player.device, player.flip)[:count]
 
     def _key_of(self, row: int) -> str:
         return key_of(self._source.split(), row)

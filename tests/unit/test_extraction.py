@@ -32,7 +32,7 @@ from dmx.train.extraction import LocalFeed, extract
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 SETTINGS = Settings("m", "w", "d", "s", "train", 11, 3, 5, 8, 4, "fp32", False)
-PLAYER = Player("cpu", 1, "fp32", False, False, 8, 4)
+PLAYER = Player("cpu", 1, "fp32", False, False, 8, 4, 100)
 ROWS = 4
 
 
