@@ -23,8 +23,8 @@ import torch
 
 from dmx.kernels import candidates
 from dmx.kernels.candidates import Candidates, Scan
-from dmx.kernels.cpu import knn as cpu
-from dmx.kernels.cpu.candidates import Wanted as CpuWanted
+from dmx.kernels.cpu import cross as cpu
+from dmx.kernels.cpu.cross import Wanted as CpuWanted
 from dmx.kernels.cpu.knn import NOBODY as NOBODY
 from dmx.kernels.device import as_array, takes_triton
 from dmx.kernels.distinct import Distinct, distinct, spread

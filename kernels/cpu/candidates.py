@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from dmx.kernels.cpu.blocks import Workers, run_blocks
 from dmx.kernels.cpu.similarity import GRID
 
-_TILE = 512  # rows and columns of a tile: 1 MB in float32, and the product runs at its full rate
+TILE = 512  # rows and columns of a tile: 1 MB in float32, and the product runs at its full rate
 _CHUNK = 16  # scores tested at once: a chunk without a hit costs a few vector instructions
 _NARROW = 128  # below this width a product costs nothing, and float32 needs far fewer candidates
 
@@ -233,14 +233,14 @@ def product_dtype(width: int) -> torch.dtype:
     return torch.bfloat16 if native and width >= _NARROW else torch.float32
 
 
-def _mean(features: NDArray[Any], squares: NDArray[np.float64]) -> NDArray[np.float64]:
+def mean_of_some(features: NDArray[Any], squares: NDArray[np.float64]) -> NDArray[np.float64]:
     # Any vector near the mean serves, so a few hundred rows are enough.
     step = -(-len(features) // 512)
     rows = features[::step].astype(np.float64)
     return np.asarray(1 / np.sqrt(squares[::step]) @ rows / len(rows))
 
 
-def _prepare(
+def prepare(
     features: NDArray[Any], squares: NDArray[np.float64], mean: NDArray[np.float64], dtype: torch.dtype
 ) -> _Rows:
     n, width = features.shape
@@ -260,7 +260,7 @@ def _prepare(
     return _Rows(low, centred, offset, error * 1.001 + 1e-15, length * 1.001 + 1e-15)
 
 
-def _bound(rows: _Rows, others: _Rows, rounding: float) -> NDArray[np.float64]:
+def bound_errors(rows: _Rows, others: _Rows, rounding: float) -> NDArray[np.float64]:
     """base_i of the formula on top of the file."""
     longest, worst = float(others.length.max()), float(others.error.max())
     shift = float(np.abs(others.offset).max())
@@ -278,7 +278,7 @@ def _product(a: torch.Tensor, b: torch.Tensor) -> NDArray[np.float32]:
     return np.asarray(a.numpy() @ b.numpy().T)
 
 
-def _constant(rows: _Rows, others: _Rows, mean: NDArray[np.float64]) -> NDArray[np.float64]:
+def constants_of(rows: _Rows, others: _Rows, mean: NDArray[np.float64]) -> NDArray[np.float64]:
     """s(i, j) - key(i, j), which depends on i alone."""
     return np.asarray(rows.along_mean + others.along_mean.mean() - mean @ mean)
 
@@ -290,11 +290,11 @@ class _Tile:
     column: int
 
 
-def _tile(rows: _Rows, others: _Rows, row: int, column: int) -> _Tile:
-    return _Tile(_product(rows.low[row : row + _TILE], others.low[column : column + _TILE]), row, column)
+def tile_of(rows: _Rows, others: _Rows, row: int, column: int) -> _Tile:
+    return _Tile(_product(rows.low[row : row + TILE], others.low[column : column + TILE]), row, column)
 
 
-class _Buffers:
+class Buffers:
     """The candidates so far, and the scan that feeds them."""
 
     def __init__(self, n: int, k: int, base: NDArray[np.float64], rounding: float) -> None:
@@ -326,7 +326,7 @@ class _Buffers:
         return Candidates(self.ids, self.counts, self.keys)
 
 
-def _rounding(dtype: torch.dtype) -> float:
+def rounding_of(dtype: torch.dtype) -> float:
     """r of the formula on top of the file."""
     return 2.0**-8 if dtype == torch.bfloat16 else 2.0**-24
 
@@ -334,14 +334,14 @@ def _rounding(dtype: torch.dtype) -> float:
 def self_candidates(features: NDArray[Any], squares: NDArray[np.float64], k: int) -> Candidates:
     """Candidates for the k nearest rows of every row, itself included, on the CPU."""
     dtype = product_dtype(features.shape[1])
-    mean = _mean(features, squares)
-    rows = _prepare(features, squares, mean, dtype)
-    buffers = _Buffers(len(features), k, _bound(rows, rows, _rounding(dtype)), _rounding(dtype))
+    mean = mean_of_some(features, squares)
+    rows = prepare(features, squares, mean, dtype)
+    buffers = Buffers(len(features), k, bound_errors(rows, rows, rounding_of(dtype)), rounding_of(dtype))
 
-    blocks = -(-len(features) // _TILE)
+    blocks = -(-len(features) // TILE)
 
     def along_rows(block: int) -> _Tile:
-        tile = _tile(rows, rows, block * _TILE, (block + distance) * _TILE)
+        tile = tile_of(rows, rows, block * TILE, (block + distance) * TILE)
         buffers.scan(tile, True, rows.offset)
         return tile
 
@@ -355,7 +355,7 @@ def self_candidates(features: NDArray[Any], squares: NDArray[np.float64], k: int
                 tiles = workers.each(along_rows, range(first, min(first + workers.count, blocks - distance)))
                 if distance:
                     workers.each(along_columns, range(len(tiles)))
-    return buffers.finish(_constant(rows, rows, mean))
+    return buffers.finish(constants_of(rows, rows, mean))
 
 
 def query_candidates(
@@ -364,60 +364,15 @@ def query_candidates(
 ) -> Candidates:  # fmt: skip
     """Candidates for the k nearest rows of `features` (N, D) to every query (Q, D), on the CPU."""
     dtype = dtype or product_dtype(features.shape[1])
-    mean = _mean(features, squares)
-    others = _prepare(features, squares, mean, dtype)
-    rows = _prepare(queries, query_squares, mean, dtype)
-    buffers = _Buffers(len(queries), k, _bound(rows, others, _rounding(dtype)), _rounding(dtype))
+    mean = mean_of_some(features, squares)
+    others = prepare(features, squares, mean, dtype)
+    rows = prepare(queries, query_squares, mean, dtype)
+    buffers = Buffers(len(queries), k, bound_errors(rows, others, rounding_of(dtype)), rounding_of(dtype))
 
     def strip(row: int) -> None:
-        for column in range(0, len(features), _TILE):
-            buffers.scan(_tile(rows, others, row, column), True, others.offset)
+        for column in range(0, len(features), TILE):
+            buffers.scan(tile_of(rows, others, row, column), True, others.offset)
 
     with Workers() as workers:
-        workers.each(strip, range(0, len(queries), _TILE))
-    return buffers.finish(_constant(rows, others, mean))
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """Rows that seek neighbours among others.
-
-    Attributes:
-        features: (N, D) float32 or float64; squares: (N,) float64, their squared lengths.
-        least: (N,) float64, who is less similar is not wanted.
-    """
-
-    features: NDArray[Any]
-    squares: NDArray[np.float64]
-    least: NDArray[np.float64]
-
-
-def cross_candidates(a: Wanted, b: Wanted, k: int) -> tuple[Candidates, Candidates]:
-    """Candidates for the k nearest rows of `b` to every row of `a`, and of `a` to every row of `b`.
-
-    Every product is computed once and tested against the thresholds of its row and of its column.
-    """
-    dtype = product_dtype(a.features.shape[1])
-    mean = (_mean(a.features, a.squares) + _mean(b.features, b.squares)) / 2
-    rows, columns = (_prepare(side.features, side.squares, mean, dtype) for side in (a, b))
-    constants = _constant(rows, columns, mean), _constant(columns, rows, mean)
-    buffers = []
-    for side, own, other, constant in ((a, rows, columns, constants[0]), (b, columns, rows, constants[1])):
-        width = min(k, len(other.low))
-        some = _Buffers(len(side.features), width, _bound(own, other, _rounding(dtype)), _rounding(dtype))
-        some.want(side.least, constant)
-        buffers.append(some)
-    by_row, by_column = buffers
-    down, across = (-(-len(side.low) // _TILE) for side in (rows, columns))
-    around = max(down, across)
-
-    def both(block: int) -> None:
-        tile = _tile(rows, columns, block * _TILE, (block + distance) % around * _TILE)
-        by_row.scan(tile, True, columns.offset)
-        by_column.scan(tile, False, rows.offset)
-
-    with Workers() as workers:
-        # Along a diagonal of tiles all rows differ, and so do all columns: no two threads feed one buffer.
-        for distance in range(around):
-            workers.each(both, [i for i in range(down) if (i + distance) % around < across])
-    return by_row.finish(constants[0]), by_column.finish(constants[1])
+        workers.each(strip, range(0, len(queries), TILE))
+    return buffers.finish(constants_of(rows, others, mean))

@@ -22,8 +22,6 @@ from numpy.typing import NDArray
 from dmx.kernels.cpu.blocks import run_blocks
 from dmx.kernels.cpu.candidates import (
     Candidates,
-    Wanted,
-    cross_candidates,
     product_dtype,
     query_candidates,
     self_candidates,
@@ -128,7 +126,7 @@ def distinct_rows(features: NDArray[Any]) -> Distinct:
     return Distinct(rows, group, np.argsort(group, kind="stable"), np.concatenate([[0], np.cumsum(sizes)]))
 
 
-def _again_in_float32(
+def again_in_float32(
     candidates: Candidates, queries: NDArray[Any], query_squares: NDArray[np.float64],
     features: NDArray[Any], squares: NDArray[np.float64], k: int,
 ) -> None:  # fmt: skip
@@ -142,7 +140,7 @@ def _again_in_float32(
     candidates.at_most[rows] = found.at_most
 
 
-def _rescored(
+def rescored(
     queries: NDArray[Any], query_squares: NDArray[np.float64], features: NDArray[Any],
     squares: NDArray[np.float64], candidates: Candidates, k: int, own: bool,
 ) -> Neighbours:  # fmt: skip
@@ -155,7 +153,7 @@ def _rescored(
     return out
 
 
-def _spread_all(
+def spread_all(
     near: Neighbours, distinct: Distinct, group: NDArray[np.int64], k: int, own: bool
 ) -> Neighbours:
     out = nobody(len(group), k)
@@ -185,11 +183,11 @@ def self_knn(features: NDArray[Any], k: int, *, squares: NDArray[np.float64] | N
     row_squares = squares if plain else squares[distinct.rows]
     width = min(k, len(rows))
     candidates = self_candidates(rows, row_squares, width)
-    _again_in_float32(candidates, rows, row_squares, rows, row_squares, width)
-    near = _rescored(rows, row_squares, rows, row_squares, candidates, width, True)
+    again_in_float32(candidates, rows, row_squares, rows, row_squares, width)
+    near = rescored(rows, row_squares, rows, row_squares, candidates, width, True)
     if plain:
         return near
-    return _spread_all(near, distinct, distinct.group, min(k, len(features)), True)
+    return spread_all(near, distinct, distinct.group, min(k, len(features)), True)
 
 
 def knn(queries: NDArray[Any], features: NDArray[Any], k: int) -> Neighbours:
@@ -208,58 +206,8 @@ def knn(queries: NDArray[Any], features: NDArray[Any], k: int) -> Neighbours:
     squares, query_squares = squared_lengths(rows), squared_lengths(queries)
     width = min(k, len(rows))
     candidates = query_candidates(queries, query_squares, rows, squares, width)
-    _again_in_float32(candidates, queries, query_squares, rows, squares, width)
-    near = _rescored(queries, query_squares, rows, squares, candidates, width, False)
+    again_in_float32(candidates, queries, query_squares, rows, squares, width)
+    near = rescored(queries, query_squares, rows, squares, candidates, width, False)
     if rows is features:
         return near
-    return _spread_all(near, distinct, np.arange(len(queries)), min(k, len(features)), False)
-
-
-@dataclass(frozen=True)
-class _Side:
-    """Distinct rows of one side of `cross_knn`, and the group of each of its rows."""
-
-    distinct: Distinct
-    wanted: Wanted
-
-    @staticmethod
-    def of(side: Wanted) -> _Side:
-        distinct = distinct_rows(side.features)
-        least = np.full(len(distinct.rows), np.inf)
-        np.minimum.at(least, distinct.group, side.least)
-        features = side.features
-        if len(distinct.rows) < len(features):
-            features = features[distinct.rows]
-        return _Side(distinct, Wanted(features, side.squares[distinct.rows], least))
-
-
-def cross_knn(a: Wanted, b: Wanted, k: int) -> tuple[Neighbours, Neighbours]:
-    """The k nearest rows of `b` to every row of `a`, and of `a` to every row of `b`.
-
-    Args:
-        a: (A, D) float32 or float64, C-contiguous, finite, no row zero.
-        b: (B, D) of the same type, likewise.
-        k: columns wanted, >= 1.
-
-    Returns:
-        Neighbours (A, min(k, B)) and (B, min(k, A)). Lists end with -1 and `NOBODY` where fewer rows are as
-        similar as is wanted; some that are less similar may be listed all the same.
-    """
-    sides = _Side.of(a), _Side.of(b)
-    found = cross_candidates(sides[0].wanted, sides[1].wanted, k)
-    lists = []
-    for own, other, candidates in ((*sides, found[0]), (*sides[::-1], found[1])):
-        rows, others = own.wanted, other.wanted
-        width = min(k, len(others.features))
-        _again_in_float32(candidates, rows.features, rows.squares, others.features, others.squares, width)
-        near = _rescored(
-            rows.features, rows.squares, others.features, others.squares, candidates, width, False
-        )
-        if len(rows.features) == len(own.distinct.group) and len(others.features) == len(
-            other.distinct.group
-        ):
-            lists.append(near)
-            continue
-        columns = min(k, len(other.distinct.group))
-        lists.append(_spread_all(near, other.distinct, own.distinct.group, columns, False))
-    return lists[0], lists[1]
+    return spread_all(near, distinct, np.arange(len(queries)), min(k, len(features)), False)

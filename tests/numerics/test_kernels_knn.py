@@ -8,7 +8,7 @@ import torch
 
 import dmx.kernels.cpu.candidates
 import dmx.kernels.cpu.knn
-from dmx.kernels.cpu.candidates import _bound, _mean, _prepare, _product, self_candidates
+from dmx.kernels.cpu.candidates import _product, bound_errors, mean_of_some, prepare, self_candidates
 from dmx.kernels.cpu.knn import Neighbours, knn, self_knn
 from dmx.kernels.cpu.similarity import cosine, first_equal, squared_lengths
 from dmx.kernels.knn import self_knn_reference as reference
@@ -60,10 +60,10 @@ def test_keys_stay_within_the_bound(dtype: torch.dtype, shift: float) -> None:
     """|computed - exact| <= base + r |computed| for every pair, with room that is not absurd."""
     x = rows(300, 512) + np.float32(shift)
     squares = squared_lengths(x)
-    mean = _mean(x, squares)
-    near = _prepare(x, squares, mean, dtype)
+    mean = mean_of_some(x, squares)
+    near = prepare(x, squares, mean, dtype)
     rounding = torch.finfo(dtype).eps / 2
-    base = _bound(near, near, rounding)
+    base = bound_errors(near, near, rounding)
     computed = (_product(near.low, near.low) + near.offset).astype(np.float64)
     unit = x.astype(np.float64) / np.sqrt(squares)[:, None]
     offset = unit @ mean
@@ -81,7 +81,7 @@ def test_products_round_by_half_a_step(dtype: torch.dtype) -> None:
     x[:, 1] = 0  # no sums: one rounding a product
     computed, exact = _product(x, x).astype(np.float64), (x.double() @ x.double().T).numpy()
     seen = (np.abs(computed - exact) / np.abs(computed)).max()
-    rounding = dmx.kernels.cpu.candidates._rounding(dtype)
+    rounding = dmx.kernels.cpu.candidates.rounding_of(dtype)
     assert rounding / 2 < seen <= rounding == torch.finfo(dtype).eps / 2
 
 
@@ -148,9 +148,9 @@ def test_rows_that_overflow_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> 
     x = np.concatenate([rows(1, 200) + np.float32(0.03) * rows(600, 200, 1), rows(60, 200, 2)])
     assert (self_candidates(x, squared_lengths(x), 10).counts < 0).any()
     held = []
-    rescored = dmx.kernels.cpu.knn._rescored
+    rescored = dmx.kernels.cpu.knn.rescored
     monkeypatch.setattr(
-        dmx.kernels.cpu.knn, "_rescored", lambda *given: (held.append(given[4].counts), rescored(*given))[1]
+        dmx.kernels.cpu.knn, "rescored", lambda *given: (held.append(given[4].counts), rescored(*given))[1]
     )
     want = self_knn_reference(x, 10).indices
     np.testing.assert_array_equal(self_knn(x, 10).indices, want)
@@ -162,7 +162,7 @@ def test_rows_that_overflow_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> 
 def test_rounding_is_to_nearest_even() -> None:
     x = rows(200, 256)
     squares = squared_lengths(x)
-    low = _prepare(x, squares, np.zeros(256), torch.bfloat16).low
+    low = prepare(x, squares, np.zeros(256), torch.bfloat16).low
     unit = torch.from_numpy((x.astype(np.float64) / np.sqrt(squares)[:, None]).astype(np.float32))
     assert (low != unit.to(torch.bfloat16)).float().mean() < 1e-3  # float64 scaling may differ by a last bit
 
