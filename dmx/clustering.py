@@ -27,13 +27,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dmx.cluster.sharded import Group, ShardedPseudoLabels, sharded_pseudo_labels
-from dmx.cluster.sharded.neighbours import sharded_knn
 from dmx.cluster.validation import as_features
 from dmx.config import ClusterConfig
 from dmx.distributed import World, meet, use_cores, world
 from dmx.errors import DmxError
 from dmx.features import Features
 from dmx.kernels.knn import Neighbours
+from dmx.neighbours import find_neighbours, label_settings
 from dmx.train.runlog import write_whole
 
 TASK = "dmx.clustering:cluster_worker"
@@ -126,7 +126,7 @@ def cluster_worker(folder: str, *, local: tuple[int, int] | None = None) -> None
                 device=place.device.type,
                 neighbours=neighbours,
                 independence_threshold=job.independence_threshold,
-                **dataclasses.asdict(job.settings),
+                **label_settings(job.settings),
             )
         _write(job, features, place, out, found, timings)
 
@@ -150,7 +150,7 @@ def _neighbours(
         if place.leads:
             print("neighbours are kept from an earlier start", file=sys.stderr, flush=True)
         return Neighbours(kept.indices.to(place.device), kept.similarities.to(place.device))
-    found = sharded_knn(group, rows, squares, job.settings.k1)
+    found = find_neighbours(group, rows, squares, job.settings)
     folder.mkdir(exist_ok=True)
     for begin in range(0, group.own, SAVED_ROWS):
         end = min(begin + SAVED_ROWS, group.own)

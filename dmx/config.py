@@ -108,6 +108,10 @@ class ClusterConfig:
     eps_gap: float = _doc(0.02, "distance of the tight and the loose radius from eps", low=0, high=1)
     min_samples: int = _doc(4, "DBSCAN core points have this many neighbours, themselves included", low=1)
     min_cluster_size: int = _doc(5, "smaller pseudo-identities are dropped", low=1)
+    knn: Literal["exact", "ivf"] = _doc(
+        "exact", "nearest neighbours: exact, or faiss's inverted lists, whose recall is measured and printed"
+    )
+    ivf_probes: int | None = _doc(None, "lists that ivf searches; null as suits the number of images", low=1)
 
 
 @dataclass(frozen=True)
@@ -156,8 +160,8 @@ class ClassifierConfig:
     )
     block_mb: float | None = _doc(
         None,
-        "MiB of temporaries: logits and gradients exist for as many classes at a time as fit in; null is 4 on "
-        "a CPU, whose caches hold that, and 1024 on a GPU",
+        "MiB of temporaries: logits and gradients exist for as many classes at a time as fit in; null is 4 "
+        "on a CPU, whose caches hold that, and 1024 on a GPU",
         low=0.001,
     )
 

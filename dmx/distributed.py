@@ -139,20 +139,6 @@ def share(world: World, value: T) -> T:
     return box[0]
 
 
-def share_tensor(world: World, tensor: torch.Tensor | None) -> torch.Tensor:
-    """The first process's CPU tensor, given to all; the others pass None."""
-    if world.size == 1:
-        if tensor is None:
-            raise ValueError("the first process has to pass a tensor")
-        return tensor
-    shape, kind = share(world, None if tensor is None else (tuple(tensor.shape), tensor.dtype)) or ((), None)
-    if not world.leads or tensor is None:
-        tensor = torch.empty(shape, dtype=kind)
-    with waiting("the tensor that the first process shares"):
-        dist.broadcast(tensor.contiguous(), src=0, group=world.control)
-    return tensor
-
-
 def collect(world: World, part: torch.Tensor, counts: list[int]) -> torch.Tensor:
     """All processes' CPU tensors of `counts` rows, one below the other, on the first process.
 

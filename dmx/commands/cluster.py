@@ -18,7 +18,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dmx.config import LAUNCHERS, ClusterConfig, Config, from_tree
+from dmx.config import LAUNCHERS, ClusterConfig, Config, from_tree, overrides
 from dmx.errors import DmxError
 
 SUMMARY = "cluster features in Parquet into pseudo-identities, exactly, on one machine or many"
@@ -32,14 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--column", help="column of the features (default: embedding, or the only one that holds lists)"
     )
     for item in dataclasses.fields(ClusterConfig):
-        default = item.default
-        parser.add_argument(
-            f"--{item.name.replace('_', '-')}",
-            type=type(default) if not isinstance(default, str) else str,
-            default=default,
-            metavar=item.name.upper(),
-            help=f"{item.metadata['help']} (default: {default})",
-        )
+        default = "as suits the data" if item.default is None else item.default
+        help_ = f"{item.metadata['help']} (default: {default})"
+        parser.add_argument(_option(item.name), metavar=item.name.upper(), help=help_)
     parser.add_argument(
         "--independence-threshold",
         type=float,
@@ -64,8 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Cluster, or say what an earlier run has found."""
-    settings = {item.name: getattr(args, item.name) for item in dataclasses.fields(ClusterConfig)}
-    config = from_tree(("arguments", {"cluster": settings, "timeout_s": args.timeout}))
+    names = [item.name for item in dataclasses.fields(ClusterConfig)]
+    given = [f"cluster.{name}={getattr(args, name)}" for name in names if getattr(args, name) is not None]
+    config = from_tree(overrides(given), ("arguments", {"timeout_s": args.timeout}))
 
     from dmx.clustering import RESULT, TASK, ClusterJob
     from dmx.features import Features
@@ -94,6 +90,10 @@ def run(args: argparse.Namespace) -> int:
         )
     print(_told(json.loads((out / RESULT).read_text(encoding="utf-8"))))
     return 0
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _absolute(path: str) -> str:

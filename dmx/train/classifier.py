@@ -83,17 +83,20 @@ class Classifier:
         """Classes over all processes, S + C."""
         return sum(self.sizes.values())
 
-    def set_pseudo_rows(self, centroids: Tensor | None, *, forget_moments: bool = False) -> None:
+    def set_pseudo_rows(
+        self, centroids: Tensor | None, identities: int = 0, *, forget_moments: bool = False
+    ) -> None:
         """Begin an epoch: replace the pseudo-identities.
 
         Args:
-            centroids: (C, D) float32, all of them on every process; None trains on the source alone.
+            centroids: this process's share (`share_of`) of (C, D) float32; None trains on the source alone.
+            identities: C.
             forget_moments: also start the source rows' Adam anew.
         """
         if centroids is None:
             centroids = torch.zeros((0, self.settings.width))
-        self.sizes["pseudo"] = len(centroids)
-        self.rows["pseudo"] = self._own(centroids.float())
+        self.sizes["pseudo"] = identities
+        self.rows["pseudo"] = Rows(centroids.float(), self.settings.precision, self.world.device)
         self._passes.clear()
         if forget_moments:
             self.rows["source"].forget_moments()

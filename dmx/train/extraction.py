@@ -12,6 +12,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
 
+from dmx.cluster.sharded import Group
 from dmx.data.prefetch import map_ahead
 from dmx.data.shards import Split
 from dmx.distributed import World, collect, own_cores, share
@@ -71,7 +72,7 @@ def make_feed(world: World, split: Split, height: int, width: int, batch_size: i
 
 
 def extract(feed: Feed, model: nn.Module, width: int, world: World, label: str) -> NDArray[np.float32]:
-    """Unit features of a split. Collective.
+    """Unit features of a split, brought together. Collective.
 
     Args:
         feed: of the split.
@@ -86,19 +87,54 @@ def extract(feed: Feed, model: nn.Module, width: int, world: World, label: str) 
     Raises:
         DmxError: an image cannot be decoded, or its features are not finite; names it.
     """
+    rows, features = _embedded_here(feed, model, width, world, label)
+    return _in_order(world, rows, features, len(feed.split))
+
+
+def extract_shards(feed: Feed, model: nn.Module, width: int, world: World, label: str) -> NDArray[np.float32]:
+    """Unit features of a split, each process's share of the rows. Collective; arguments as of `extract`.
+
+    Returns:
+        (own rows, D) float32, the rows that `shards_of` gives this process.
+    """
+    rows, features = _embedded_here(feed, model, width, world, label)
+    group = shards_of(world, len(feed.split))
+    order = np.argsort(rows)
+    owner = np.searchsorted(group.bounds, rows[order], side="right") - 1
+    counts = torch.from_numpy(np.bincount(owner, minlength=world.size))
+    parts = [torch.from_numpy(part[order]) for part in (rows, features)]
+    numbers, values = group.deal(parts, counts, f"{label}: features that other processes made")
+    places = numbers - group.first
+    if not torch.equal(places.sort().values, torch.arange(group.own)):
+        raise RuntimeError(
+            f"{label}: wanted features of {group.own} images, found {len(set(places.tolist()))}"
+        )
+    result = torch.empty((group.own, width))
+    result[places] = values
+    return result.numpy()
+
+
+def shards_of(world: World, rows: int) -> Group:
+    """The processes as workers that hold an equal share of the rows each, in order of rank."""
+    bounds = (rows * rank // world.size for rank in range(world.size + 1))
+    return Group(None, world.rank, world.size, tuple(bounds))
+
+
+def _embedded_here(
+    feed: Feed, model: nn.Module, width: int, world: World, label: str
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Row numbers (n,) of the images that this process embedded, and their features (n, D)."""
     split, rows, features = feed.split, [np.empty(0, np.int64)], [np.empty((0, width), np.float32)]
-    with (
-        evaluating(model),
-        torch.inference_mode(),
-        progress_bar(len(split) // world.size, label, "images") as bar,
-    ):
+    # How many fall to this process among others shows only in the end.
+    total = len(split) if world.size == 1 else None
+    with evaluating(model), torch.inference_mode(), progress_bar(total, label, "images") as bar:
         for numbers, pixels in feed.batches(label):
             found = unit_features(model, pixels, world.device)
             check_features(found, numbers, split.keys.__getitem__, f"{label}: split {split.name}")
             rows.append(numbers)
             features.append(found)
             bar.update(len(numbers))
-    return _in_order(world, np.concatenate(rows), np.concatenate(features), len(split))
+    return np.concatenate(rows), np.concatenate(features)
 
 
 def _in_order(

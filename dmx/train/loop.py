@@ -15,21 +15,24 @@ import dataclasses
 import hashlib
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dmx.cluster import pseudo_labels
+from dmx.cluster.sharded import sharded_pseudo_labels
+from dmx.cluster.validation import as_features
 from dmx.data.shards import Split
-from dmx.distributed import meet, share, share_tensor, use_cores
+from dmx.distributed import meet, share, use_cores
 from dmx.errors import DmxError
 from dmx.evaluation import Embedded
 from dmx.evaluation import evaluate as evaluate_retrieval
+from dmx.neighbours import find_neighbours, label_settings
 from dmx.progress import progress_bar
 from dmx.train.data import EpochLabels
-from dmx.train.extraction import extract
+from dmx.train.extraction import extract, extract_shards, shards_of
 from dmx.train.purity import cluster_report
 from dmx.train.schedule import (
     begins_anew,
@@ -58,7 +61,7 @@ def run_epochs(trainer: Trainer) -> None:
 
 
 def embed(trainer: Trainer, epoch: int) -> Features | None:
-    """Unit embeddings of the target's images: (N, D) on the first process, (0, D) on the others.
+    """Unit embeddings of the target's images: (own rows, D), an equal share of (N, D) on each process.
 
     None when this epoch needs none: it trains on the source alone, or goes on in its middle.
     """
@@ -67,7 +70,7 @@ def embed(trainer: Trainer, epoch: int) -> Features | None:
         return None
     meet(trainer.world, f"embedding of epoch {epoch}")
     with trainer.timed("embed"):
-        return _embed_split(trainer, target, "embed target")
+        return _embed_split(trainer, target, "embed target", extract_shards)
 
 
 def pseudo_label(trainer: Trainer, epoch: int, features: Features | None) -> EpochLabels | None:
@@ -81,12 +84,13 @@ def pseudo_label(trainer: Trainer, epoch: int, features: Features | None) -> Epo
     if forget:
         trainer.players.generator.forget_moments()
         trainer.players.discriminator.forget_moments()
-    labels, centroids = None, None
+    labels, centroids, identities = None, None, 0
     if features is not None:
         with trainer.timed("cluster"):
             labels, centroids = _cluster(trainer, epoch, features)
+        identities = labels.identities
         _report_clusters(trainer, epoch, labels)
-    trainer.players.classifier.set_pseudo_rows(centroids, forget_moments=forget)
+    trainer.players.classifier.set_pseudo_rows(centroids, identities, forget_moments=forget)
     return labels
 
 
@@ -143,36 +147,36 @@ def evaluate(trainer: Trainer, epoch: int) -> None:
     trainer.save(best=config.compat == "official" and progress.best_epoch() is record)
 
 
-def _embed_split(trainer: Trainer, split: Split, label: str) -> Features:
-    """Embeddings of a split, made by all processes: (N, D) on the first, (0, D) on the others."""
+def _embed_split(
+    trainer: Trainer, split: Split, label: str, make: Callable[..., Features] = extract
+) -> Features:
+    """Embeddings of a split, made by all processes: (N, D) on the first, or as `make` leaves them."""
     world = trainer.world
     use_cores(world)
     with waiting(label):
         feed = trainer.feed(split, EMBED_BATCH)
-        return extract(feed, trainer.inference_model(), trainer.width, world, label)
+        return make(feed, trainer.inference_model(), trainer.width, world, label)
 
 
-def _cluster(trainer: Trainer, epoch: int, features: Features) -> tuple[EpochLabels, torch.Tensor]:
-    """Pseudo-labels and centroids (C, D), found by the first process and given to all.
+def _cluster(trainer: Trainer, epoch: int, features: Features) -> tuple[EpochLabels, torch.Tensor | None]:
+    """Pseudo-labels (N,), and this process's share of the centroids; None where there are too few.
 
     The first clustering that is used fixes the independence threshold.
     """
-    world, settings = trainer.world, dataclasses.asdict(trainer.config.cluster)
-    labels, centroids, threshold = None, None, None
-    if world.leads:
-        found = pseudo_labels(
-            features,
-            **settings,
-            independence_threshold=trainer.progress.independence_threshold,
-            device=world.device.type,
-        )
-        labels = torch.from_numpy(np.ascontiguousarray(found.labels))
-        centroids = torch.from_numpy(np.ascontiguousarray(found.centroids, dtype=np.float32))
-        threshold = found.independence_threshold
+    world, settings = trainer.world, trainer.config.cluster
     meet(world, f"clustering of epoch {epoch}")
-    labels, centroids = share_tensor(world, labels), share_tensor(world, centroids)
-    threshold = share(world, threshold)
-    identities = len(centroids)
+    assert trainer.data.target is not None
+    group = shards_of(world, len(trainer.data.target))
+    rows, squares = as_features(features, world.device.type, may_be_empty=True)
+    found = sharded_pseudo_labels(
+        rows,
+        group=group,
+        device=world.device.type,
+        neighbours=find_neighbours(group, rows, squares, settings),
+        independence_threshold=trainer.progress.independence_threshold,
+        **label_settings(settings),
+    )
+    labels, identities = torch.from_numpy(found.labels), found.num_identities
     wanted = trainer.data.least_pseudo_identities()
     if identities < wanted:
         _say(
@@ -181,9 +185,9 @@ def _cluster(trainer: Trainer, epoch: int, features: Features) -> tuple[EpochLab
             "trains on the source alone. If it stays so, train longer on the source (schedule.source_epochs) "
             "or raise cluster.eps",
         )
-        return EpochLabels(torch.full_like(labels, -1), 0), centroids[:0]
-    trainer.progress.independence_threshold = threshold
-    return EpochLabels(labels, identities), centroids
+        return EpochLabels(torch.full_like(labels, -1), 0), None
+    trainer.progress.independence_threshold = found.independence_threshold
+    return EpochLabels(labels, identities), found.centroids
 
 
 def _report_clusters(trainer: Trainer, epoch: int, labels: EpochLabels) -> None:

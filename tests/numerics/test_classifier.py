@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from dmx.distributed import World, share
-from dmx.train.classifier import Classifier, ClassifierSettings
+from dmx.train.classifier import Classifier, ClassifierSettings, share_of
 from dmx.train.softmax import Pass, Softmax, block_rows, rows_gradient, sharded_cross_entropy
 
 WIDTH, BATCH = 7, 12
@@ -81,10 +81,15 @@ def _check_shard(world: World, source: int, pseudo: int, dtype: torch.dtype, blo
         )
 
 
+def _set_pseudo_rows(classifier: Classifier, rows: torch.Tensor, **options: bool) -> None:
+    """Each process gives its share of all rows."""
+    classifier.set_pseudo_rows(rows[share_of(len(rows), classifier.world)], len(rows), **options)
+
+
 def _classifier(world: World, rows: torch.Tensor, source: int) -> Classifier:
     settings = ClassifierSettings(width=WIDTH, lr=0.01, weight_decay=1e-3, smoothing=SMOOTHING, scale=SCALE)
     classifier = Classifier(world, settings, rows[:source])
-    classifier.set_pseudo_rows(rows[source:])
+    _set_pseudo_rows(classifier, rows[source:])
     return classifier
 
 
@@ -157,7 +162,7 @@ def _check_bfloat16(world: World) -> None:
         mine = slice(BATCH * world.rank // world.size, BATCH * (world.rank + 1) // world.size)
         settings = ClassifierSettings(WIDTH, 0.01, 1e-3, SMOOTHING, SCALE, "bf16", BLOCK_BYTES[1])
         whole = Classifier(world, settings, rows[:source])
-        whole.set_pseudo_rows(rows[source:])
+        _set_pseudo_rows(whole, rows[source:])
         loss = whole.loss(features[mine], labels[mine])
         expected, _, _ = _unsharded(features.bfloat16(), rows.bfloat16(), labels)
         torch.testing.assert_close(loss.detach().double(), expected, atol=1e-5, rtol=0)
@@ -216,14 +221,14 @@ def test_source_rows_keep_their_moments_and_pseudo_rows_start_anew() -> None:
         classifier.step()
     before, _ = classifier.state()
     centroids = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(1))
-    classifier.set_pseudo_rows(centroids)
+    _set_pseudo_rows(classifier, centroids)
     after, steps = classifier.state()
     assert steps == {"source": 2, "pseudo": 0}
     assert torch.equal(after["source"], before["source"])
     assert torch.equal(after["source.exp_avg_sq"], before["source.exp_avg_sq"])
     assert torch.equal(after["pseudo"], centroids)
     assert classifier.classes == 9
-    classifier.set_pseudo_rows(centroids, forget_moments=True)
+    _set_pseudo_rows(classifier, centroids, forget_moments=True)
     assert classifier.state()[1] == {"source": 0, "pseudo": 0}
 
 

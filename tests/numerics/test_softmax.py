@@ -154,7 +154,7 @@ def test_a_step_takes_no_more_than_a_block(precision: Any) -> None:
     features, rows, labels = _single(_problem(64, width, classes))
     kind = ClassifierSettings(width, 0.01, 5e-4, 0.1, 0.5, precision, block_bytes)
     classifier = Classifier(ALONE, kind, rows[:2000])
-    classifier.set_pseudo_rows(rows[2000:])
+    classifier.set_pseudo_rows(rows[2000:], len(rows) - 2000)
 
     def step() -> None:
         for part in (slice(0, images), slice(images, None)):

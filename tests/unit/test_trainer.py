@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from dmx.cluster import PseudoLabels
+from dmx.cluster.sharded import ShardedPseudoLabels
 from dmx.commands import train as command
 from dmx.config import Config, from_tree
 from dmx.data.shards import DatasetWriter
@@ -224,7 +224,9 @@ class FakeClassifier:
 
     begun: list[tuple[Any, bool]] = field(default_factory=list)
 
-    def set_pseudo_rows(self, centroids: torch.Tensor | None, *, forget_moments: bool) -> None:
+    def set_pseudo_rows(
+        self, centroids: torch.Tensor | None, identities: int, *, forget_moments: bool
+    ) -> None:
         """Record it."""
         self.begun.append((centroids, forget_moments))
 
@@ -263,17 +265,15 @@ def test_a_useless_clustering_does_not_fix_the_threshold(monkeypatch: pytest.Mon
     thresholds = iter([0.9, 0.25, 0.25])
     given = []
 
-    def cluster(features: Any, *, independence_threshold: float | None, **_: Any) -> PseudoLabels:
+    def cluster(features: Any, *, independence_threshold: float | None, **_: Any) -> ShardedPseudoLabels:
         given.append(independence_threshold)
         people, labels = next(sizes), np.zeros(6, np.int64)
-        return PseudoLabels(
-            labels, labels, labels, labels, next(thresholds), np.zeros((people, 2), np.float32)
-        )
+        return ShardedPseudoLabels(labels, next(thresholds), people, torch.zeros(people, 2))
 
-    monkeypatch.setattr(loop, "pseudo_labels", cluster)
-    run = _trainer(Config(), SimpleNamespace(least_pseudo_identities=lambda: 2))
+    monkeypatch.setattr(loop, "sharded_pseudo_labels", cluster)
+    run = _trainer(Config(), SimpleNamespace(least_pseudo_identities=lambda: 2, target=range(6)))
     for epoch in range(3):
-        loop._cluster(run, epoch, np.zeros((6, 2), np.float32))
+        loop._cluster(run, epoch, np.eye(6, 2, dtype=np.float32) + 1)
     assert given == [None, None, 0.25]
 
 
