@@ -35,14 +35,24 @@ By row, unless a total is named:
               instructions 230 P + 80 v E2 (200 for an atomic addition); chain 320
     dbscan    by radius: bytes 3 p (12 + 64 / rho) + 60; instructions 3 p 10 log2 N. Once: chain log2 N
 
-Launches: 40 prepare, 3 r tighten, 100 join, 45 dbscan, else 20. Between GPUs (450 GB/s each by NVLink up to
-8, 50 GB/s beyond): blocks and their buffers travel half a ring, floor(G / 2) n (2 W + 8 S), while the scan
-runs; candidates' rows are fetched, n c b D (G - 1) / G; lists are gathered, 4 K N; then n (x b D + 12 k2 E1
-+ 12 H + 12 v E2 + 24 p). No such code exists yet: these are figures to design by. Not modelled: partial waves
-of tiles, clocks that fall under load, rows that overflow, equal rows, the reliability criterion, centroids.
+Launches: 40 prepare, 3 r tighten, 100 join, 45 dbscan, else 20.
 
-Memory: features and their squares, what the `plan_...` function of each kernel says, and on several GPUs the
-visiting block with its buffers and everybody's lists.
+Between GPUs (450 GB/s each by NVLink up to 8, 50 GB/s beyond), bytes received by each as `cluster/sharded`
+sends them, rows sharing nothing; s = G / 2 - 1 / 4 shards visit it in a half ring (odd G: (G - 1) / 2):
+
+    ring      s n (b D + 16 + 12 K): rows, squares, limits; lists that come back. Hidden behind the scan
+    encode    n (2 K (4 K + 4) + 8 K + x (b D + 12)): lists twice, half masks; features of members
+    expand    n k2 (12 E1 + 4)
+    join      n (20 E2 + 10 H + 12 P + 4 H + v (12 E2 + 4)): counts; heads; whole lists; candidates' rows
+    dbscan    2 N (4 + 8) radii + 4 N radii + 8 N: degrees and labels, reduced; clusters; labels
+    centroids n (b D + 8)
+
+Each shard that visits is prepared too, and finds ever fewer new neighbours: c (1 + ln(1 + s)) are rescored.
+Not modelled: partial waves of tiles, clocks that fall under load, rows that overflow, equal rows, the
+reliability criterion, how many round trips a block takes.
+
+Memory: features, their squares and lists, what the `plan_...` function of each kernel says, and on several
+GPUs the visiting shard with its lists, and labels of all N rows.
 """
 
 from __future__ import annotations
@@ -138,8 +148,10 @@ def rounds_of(n: float) -> int:
     return max(1, math.ceil(math.log2(max(n, 2) / 256)))
 
 
-def scan_counts(rows: float, columns: float, d: int, b: int, ring: bool, slots: int) -> dict[str, Counts]:
-    """The stages of the neighbour search, for `rows` queries among `columns`."""
+def scan_counts(
+    rows: float, columns: float, d: int, b: int, ring: bool, slots: int, more: float = 1.0
+) -> dict[str, Counts]:
+    """The stages of the neighbour search, for `rows` queries among `columns`; `more` times c rescored."""
     wide, rounds = -(-d // 64) * 64, rounds_of(columns)
     return {
         "scan": Counts(rows, 0, 4 * rows * columns, (1 if ring else 2) * rows * columns * wide),
@@ -147,8 +159,8 @@ def scan_counts(rows: float, columns: float, d: int, b: int, ring: bool, slots: 
             rows, 24 * CANDIDATES * rounds * rows, 6 * CANDIDATES * slots * rounds * rows, launches=3 * rounds
         ),
         "rescore": Counts(
-            rows, (CANDIDATES * (b * d + 32) + 12 * K) * rows, CANDIDATES * (4 * d + 5 * slots) * rows,
-            chain=4 * CANDIDATES / 16 * d / 128,
+            rows, (more * CANDIDATES * (b * d + 32) + 12 * K) * rows,
+            more * CANDIDATES * (4 * d + 5 * slots) * rows, chain=more * 4 * CANDIDATES / 16 * d / 128,
         ),
     }  # fmt: skip
 
@@ -178,25 +190,44 @@ def after_counts(rows: float, total: float, d: int, b: int, kind: str) -> dict[s
     }  # fmt: skip
 
 
+def visits(gpus: int) -> float:
+    """Shards that visit a GPU in the half ring."""
+    return (gpus - 1) / 2 if gpus % 2 else gpus / 2 - 0.25
+
+
+def network_bytes(n: float, d: int, b: int, gpus: int) -> dict[str, float]:
+    """Bytes that each GPU receives from the others, by step."""
+    if gpus == 1:
+        return {}
+    rows, c = n / gpus, COUNTED["clustered"]
+    by_row = {
+        "ring": visits(gpus) * (b * d + 16 + 12 * K),
+        "encode": 2 * K * (4 * K + 4) + 8 * K + c["x"] * (b * d + 12),
+        "expand": K2 * (12 * c["E1"] + 4),
+        "join": 20 * c["E2"] + 14 * c["H"] + 12 * c["P"] + c["v"] * (12 * c["E2"] + 4),
+        "centroids": b * d + 8,
+    }
+    elsewhere = (gpus - 1) / gpus  # whom a row needs may be at hand
+    found = {step: rows * count * (1 if step == "ring" else elsewhere) for step, count in by_row.items()}
+    return found | {"dbscan": (2 * (4 + 8) * RADII + 4 * RADII + 8) * n}
+
+
 def communication(n: float, d: int, b: int, gpus: int, ceilings: Ceilings) -> dict[str, float]:
     """Seconds a GPU's link is busy: around the ring, while the scan runs, and after it."""
-    if gpus == 1:
-        return {"ring": 0.0, "exchange": 0.0}
     link = (ceilings.nvlink_gb_s if gpus <= 8 else ceilings.network_gb_s) * 1e9
-    rows, wide, c = n / gpus, -(-d // 64) * 64, COUNTED["clustered"]
-    ring = gpus // 2 * rows * (2 * wide + 8 * SLOTS)
-    fetched = rows * CANDIDATES * b * d * (gpus - 1) / gpus
-    after = c["x"] * b * d + 12 * K2 * c["E1"] + 12 * c["H"] + 12 * c["v"] * c["E2"] + 24 * c["p"]
-    return {"ring": ring / link, "exchange": (fetched + 4 * K * n + rows * after) / link}
+    received = network_bytes(n, d, b, gpus)
+    ring = received.get("ring", 0.0)
+    return {"ring": ring / link, "exchange": (sum(received.values()) - ring) / link}
 
 
 def memory_of(n: float, d: int, dtype: str, gpus: int, ceilings: Ceilings) -> dict[str, Any]:
     """Bytes a GPU holds at most in each operation, by the plans of the kernels.
 
     Returns:
-        `held`: features, squares, on several GPUs a visiting block with its buffers and all lists; an entry
-        an operation, None once one did not fit; `passes` of the search, 1 for a half ring; `fits`.
+        `held`: features and squares; an entry an operation, None once one did not fit; `passes` of the
+        search, 1 for a half ring; `fits`.
     """
+    from dmx.kernels.cross import plan_cross
     from dmx.kernels.dbscan import plan_dbscan
     from dmx.kernels.jaccard import plan_jaccard
     from dmx.kernels.k_reciprocal import plan_k_reciprocal
@@ -205,16 +236,19 @@ def memory_of(n: float, d: int, dtype: str, gpus: int, ceilings: Ceilings) -> di
 
     rows, b, c = math.ceil(n / gpus), BYTES[dtype], COUNTED["clustered"]
     held = rows * (b * d + 8)
-    if gpus > 1:
-        held += rows * (2 * (-(-d // 64) * 64) + 8 * SLOTS) + 4 * K * int(n)
+    visitor = rows * (b * d + 16 + 2 * 12 * K) if gpus > 1 else 0  # with both sides' lists
     entries, pairs = round(c["E2"] * rows), round(c["p"] * rows)
     found: dict[str, Any] = {"held": held, "passes": None, "fits": True}
+
+    def search(free: int) -> Any:
+        return plan_knn(None, rows, d, K, free) if gpus == 1 else plan_cross(rows, rows, d, K, free)
+
     room = int(ceilings.memory_gib * 2**30) - held
     for name, kept, plan in (
-        ("self_knn", 0, lambda free: plan_knn(None, rows, d, K, free)),
+        ("self_knn", visitor, search),
         ("k_reciprocal", 12 * K * rows, lambda free: plan_k_reciprocal(rows, K, K2, free)),
         ("jaccard_pairs", 12 * entries, lambda free: plan_jaccard(rows, entries, free_bytes=free)),
-        ("dbscan", 12 * pairs, lambda free: plan_dbscan(rows, pairs, RADII, free)),
+        ("dbscan", 12 * pairs, lambda free: plan_dbscan(int(n), pairs, RADII, free)),
     ):
         found[name] = None
         if not found["fits"]:
@@ -236,7 +270,9 @@ def predict(
 ) -> dict[str, float]:  # fmt: skip
     """Seconds of every stage on each of `gpus` GPUs; `total` lets the ring of blocks hide behind the scan."""
     known, b, rows = ceilings or Ceilings(), BYTES[dtype], n / gpus
-    counts = {"prepare": prepare_counts(rows, d, b), **scan_counts(rows, n, d, b, ring, SLOTS)}
+    guests = visits(gpus) if gpus > 1 else 0.0
+    counts = {"prepare": prepare_counts(rows * (1 + guests), d, b)}
+    counts |= scan_counts(rows, n, d, b, ring, SLOTS, 1 + math.log1p(guests))
     counts |= after_counts(rows, n, d, b, kind)
     efficiency = {"scan": known.efficiency_ring if ring else known.efficiency_passes}
     seconds = {name: count.seconds(known, efficiency.get(name, 1.0)) for name, count in counts.items()}
@@ -275,9 +311,10 @@ def rounded(values: dict[str, Any]) -> dict[str, Any]:
 def prediction(n: int, d: int, gpus: int, ceilings: Ceilings) -> dict[str, Any]:
     """A row of the table of predictions, float32 features of people."""
     memory = memory_of(n, d, "float32", gpus, ceilings)
-    ring = memory["passes"] in (1, None)
+    ring = memory["passes"] in (1, None) or gpus > 1  # several GPUs meet in a half ring, passes or not
     seconds = predict(n, d, gpus=gpus, ring=ring, ceilings=ceilings)
-    return {"n": n, "d": d, "gpus": gpus, "ring": ring, "seconds": rounded(seconds), "memory_bytes": memory}
+    return {"n": n, "d": d, "gpus": gpus, "ring": ring, "seconds": rounded(seconds), "memory_bytes": memory,
+            "network_bytes": rounded(network_bytes(n, d, BYTES["float32"], gpus))}  # fmt: skip
 
 
 def benchmark_row(n: int, d: int, kind: str, dtype: str, ceilings: Ceilings) -> dict[str, Any]:

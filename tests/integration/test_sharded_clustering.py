@@ -6,10 +6,12 @@ import datetime
 import itertools
 import json
 import os
+import runpy
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from dmx.cluster.sharded import Group, WorkerLostError, encoding, join, sharded_
 from dmx.cluster.sharded.encoding import sharded_k_reciprocal
 from dmx.cluster.sharded.join import sharded_jaccard_pairs
 from dmx.cluster.sharded.neighbours import sharded_knn
-from dmx.kernels.device import as_array
+from dmx.kernels.device import as_array, interpreted
 from dmx.kernels.jaccard import jaccard_pairs
 from dmx.kernels.k_reciprocal import k_reciprocal
 from dmx.kernels.knn import self_knn
@@ -41,7 +43,7 @@ def people(n: int = N, d: int = 48) -> NDArray[np.float32]:
     noise = rng.uniform(0.2, 0.9, (len(centres), 1))
     who = rng.integers(len(centres), size=n)
     x = centres[who] + noise[who] * rng.standard_normal((n, d))
-    x[100:140], x[n - 3 :], x[20] = x[0], x[7], -x[0]
+    x[n // 15 : n // 11], x[n - 3 :], x[20] = x[0], x[7], -x[0]
     return x.astype(np.float32)
 
 
@@ -57,6 +59,13 @@ def test_labels_are_those_of_one_worker(shares: list[float]) -> None:
     found = run("steps", shares)
     for rank, told in enumerate(found):
         assert told == {"knn": True, "v": True, "pairs": True, "labels": True, "centroids": True}, rank
+
+
+def test_triton_kernels_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Triton's interpreter, or compiled where there is a GPU; fewer rows, because that is slow."""
+    monkeypatch.setenv("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+    for told in run("triton", [0.35, 0.65]):
+        assert told == {"labels": True, "centroids": True}
 
 
 def test_labels_of_one_worker_alone() -> None:
@@ -117,7 +126,10 @@ def run(what: str, shares: list[float]) -> list[dict[str, Any]]:
     workers = [
         subprocess.Popen(
             [sys.executable, __file__, what, json.dumps(shares)],
-            env=os.environ | address | {"RANK": str(rank), "WORLD_SIZE": str(len(shares))},
+            env=os.environ
+            | address
+            | {"PYTHONPATH": str(Path(__file__).parents[1])}
+            | {"RANK": str(rank), "WORLD_SIZE": str(len(shares))},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -161,15 +173,35 @@ def check_steps(group: Group, x: NDArray[np.float32]) -> dict[str, bool]:
     }
 
 
+def check_triton(group: Group, x: NDArray[np.float32]) -> dict[str, bool]:
+    """Labels by the Triton kernels against numba's."""
+    settings: dict[str, Any] = {"k1": 12, "k2": 4, "min_samples": 3, "eps": 0.55}
+    expected = pseudo_labels(x, **settings, device="cpu")
+    own = x[group.first : group.first + group.own]
+    if torch.cuda.is_available():
+        found = sharded_pseudo_labels(own, group=group, device="cuda", **settings)
+    else:
+        runpy.run_path(str(Path(__file__).parents[1] / "conftest.py"))  # mends the interpreter
+        with interpreted():
+            found = sharded_pseudo_labels(own, group=group, device="cpu", **settings)
+    first, last = (expected.num_identities * r // group.size for r in (group.rank, group.rank + 1))
+    close = np.abs(found.centroids.cpu().numpy() - expected.centroids[first:last]).max(initial=0) < 1e-6
+    return {"labels": bool((found.labels == expected.labels).all()), "centroids": bool(close)}
+
+
 def main() -> None:
     what, shares = sys.argv[1], json.loads(sys.argv[2])
     torch.set_num_threads(1)
     seconds = 5.0 if what == "hangs" else TIMEOUT_S
-    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=seconds))
-    rank, x = dist.get_rank(), people()
+    backend = "cpu:gloo,cuda:nccl" if what == "triton" and torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=seconds))
+    rank, x = dist.get_rank(), people(64, 12) if what == "triton" else people()
     bounds = bounds_of(shares, len(x))
     own = x[bounds[rank] : bounds[rank + 1]]
     group = Group.of(len(own))
+    if what == "triton":
+        print(json.dumps(check_triton(group, x)), flush=True)
+        return
     if what == "steps":
         print(json.dumps(check_steps(group, x)), flush=True)
         return
