@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from dmx.features import Features
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -45,16 +47,20 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
 @pytest.mark.timeout(900)
 def test_every_dmx_command_runs_in_order(tmp_path: Path) -> None:
     commands = [words for words in shell_commands() if words[0] == "dmx"]
-    assert {words[1] for words in commands} == {"synth", "ingest", "train", "evaluate"}
+    assert {words[1] for words in commands} == {"synth", "ingest", "train", "evaluate", "embed", "cluster"}
+    printed = {}
     for words in commands:
         done = subprocess.run(
             words, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
+        printed[words[1]] = done.stdout
     assert (tmp_path / "styles.png").stat().st_size > 10_000
     assert (tmp_path / "runs/first/result.json").exists()
-    assert done.stdout.count("images/mall") == 1
-    assert done.stdout.count("data/mall") == 1
+    assert printed["evaluate"].count("images/mall") == 1
+    assert printed["evaluate"].count("data/mall") == 1
+    assert len(Features(tmp_path / "features/campus")) == 24 * 8
+    assert "192 images embedded" in printed["embed"]
 
 
 def test_every_python_example_runs(tmp_path: Path) -> None:
