@@ -76,6 +76,10 @@ def run_job(job: Job, hosts: list[Host], ssh: str, folder: Path, fault: str | No
         word = job.word
         wait_until(lambda: word in log.read_text(), ENDING_S, "word of the fault", process)
         outcome.noticed_s = time.monotonic() - at
+    elif job.may_end and process.wait(ENDING_S):
+        outcome.noticed_s = time.monotonic() - at
+        outcome.said.append(log.read_text())
+        process, log = _start(job, [host for host in hosts if host is not struck], ssh, folder, "second")
     _end(process, log, outcome)
     outcome.after_s = time.monotonic() - at
     outcome.total_s = time.monotonic() - start

@@ -36,6 +36,7 @@ class Job:
         strike_at: the progress at which it is struck.
         workers: what stands in the command line of the processes that do its work.
         word: what the command says when it has noticed a fault; None when it says nothing.
+        may_end: whether a fault may end the command with an error, so that it has to be given again.
         difference: what is not as in another folder of results; empty when all is equal.
         results: where its results are.
     """
@@ -46,6 +47,7 @@ class Job:
     strike_at: int
     workers: str
     word: str | None
+    may_end: bool
     difference: Callable[[Path], str]
     results: Path
 
@@ -73,6 +75,7 @@ def train_job(begun: Path, run: Path) -> Job:
         strike_at=_lines(begun / STEPS) + 5,
         workers="RayTrainWorker",
         word="start again",
+        may_end=False,
         difference=lambda other: run_difference(run, other),
         results=run,
     )
@@ -84,7 +87,7 @@ def embed_job(run: Path, folder: Path, out: Path) -> Job:
     if not data.exists():
         people = EMBED_SHARDS * PEOPLE_A_SHARD
         tiny.write_set(data, 4, {"train": people}, PEOPLE_A_SHARD * tiny.CAMERAS * tiny.PER_CAMERA)
-    size = ["--height", "256", "--width", "128"]
+    size = ["--height", "256", "--width", "128", "--timeout", "60"]
     return Job(
         "embed",
         ["dmx", "embed", str(run), str(data), "--out", str(out), *size],
@@ -92,6 +95,7 @@ def embed_job(run: Path, folder: Path, out: Path) -> Job:
         strike_at=4,
         workers="Forward",
         word=None,
+        may_end=True,
         difference=lambda other: embedding_difference(out, other),
         results=out,
     )
@@ -113,6 +117,7 @@ def cluster_job(folder: Path, out: Path) -> Job:
         strike_at=1,
         workers="RayTrainWorker",
         word="start again",
+        may_end=False,
         difference=lambda other: label_difference(out, other),
         results=out,
     )

@@ -69,6 +69,14 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def reference(work: Path) -> Path:
+    """The run of `work`, finished by two workers on one host."""
+    job = jobs.train_job(work / "runs/first", work / "runs/reference")
+    here(work, *job.words, "--launcher", "torchrun")
+    return job.results
+
+
 def readme_command(*words: str) -> list[str]:
     """The README's line that has these words."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -120,22 +128,20 @@ def test_the_dashboard_and_the_cluster_ask_for_the_token(four: tuple[list[Host],
     assert (work / "token").stat().st_mode & 0o077 == 0
 
 
-def test_training_goes_on_when_a_host_is_cut_off(work: Path, tmp_path: Path) -> None:
+def test_training_goes_on_when_a_host_is_cut_off(work: Path, reference: Path, tmp_path: Path) -> None:
     """From the last checkpoint, on a host that is left, with the result of two workers on one host."""
-    reference = jobs.train_job(work / "runs/first", tmp_path / "reference")
-    here(work, *reference.words, "--launcher", "torchrun")
     job = jobs.train_job(work / "runs/first", tmp_path / "run")
     with hosts.hosts(4) as made, sshd.ssh_servers(made, tmp_path) as ssh:
         outcome = faults.run_job(job, made, ssh, tmp_path / "logs", "host cut off")
-    assert job.difference(reference.results) == ""
+    assert job.difference(reference) == ""
     assert "start again from where they stood (1 of 3 times)" in outcome.said[-1]
 
 
 @pytest.mark.skipif(slurm.why_not() is not None, reason=str(slurm.why_not()))
-def test_slurm_takes_the_script_and_runs_it(four: tuple[list[Host], str], work: Path, tmp_path: Path) -> None:
+def test_slurm_takes_the_script_and_runs_it(
+    four: tuple[list[Host], str], work: Path, reference: Path, tmp_path: Path
+) -> None:
     """SLURM's own check of the script, then the README's line, on two nodes."""
-    reference = jobs.train_job(work / "runs/first", tmp_path / "reference")
-    here(work, *reference.words, "--launcher", "torchrun")
     own = tmp_path / "own"
     run = jobs.train_job(work / "runs/first", own / "runs/first")
     made, ssh = four
@@ -148,4 +154,4 @@ def test_slurm_takes_the_script_and_runs_it(four: tuple[list[Host], str], work: 
         submit = made[1].start(line[0], "--wait", *line[1:], environment=environment, cwd=own)
         status = submit.wait(400)
     assert status == 0, "\n".join(path.read_text() for path in own.glob("*.log"))[-4000:]
-    assert run.difference(reference.results) == ""
+    assert run.difference(reference) == ""
