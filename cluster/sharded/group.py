@@ -144,19 +144,25 @@ class Group:
         what: str,
     ) -> list[torch.Tensor]:  # fmt: skip
         """Send tensors to one worker and receive into tensors `like` from another; None for nobody."""
+        return self.start_swap(sent, to, like, source, what).wait()
+
+    def start_swap(
+        self, sent: Sequence[torch.Tensor], to: int | None, like: Sequence[torch.Tensor], source: int | None,
+        what: str,
+    ) -> Swap:  # fmt: skip
+        """As `swap`, under way while this worker goes on; all start and wait in the same order."""
         operations = []
         for tensors, peer, operation in ((sent, to, dist.isend), (like, source, dist.irecv)):
             if peer is not None:
+                peer = self._peer(peer)
                 operations += [
-                    dist.P2POp(operation, t, self._peer(peer), self.process_group)
-                    for t in tensors
-                    if t.numel()
+                    dist.P2POp(operation, tensor, peer, self.process_group)
+                    for tensor in tensors
+                    if tensor.numel()
                 ]
-        if operations:
-            with self.waiting(what):
-                for request in dist.batch_isend_irecv(operations):
-                    request.wait()
-        return list(like)
+        with self.waiting(what):
+            requests = dist.batch_isend_irecv(operations) if operations else []
+        return Swap(self, list(sent), list(like), requests, what)
 
     def _peer(self, rank: int) -> int:
         return rank if self.process_group is None else dist.get_global_rank(self.process_group, rank)
@@ -180,3 +186,21 @@ class Group:
             with self.waiting(what):
                 dist.broadcast(tensor, self._peer(0), group=self.process_group)
         return tensor
+
+
+@dataclass(frozen=True)
+class Swap:
+    """An exchange under way. What is sent must not change before it has ended."""
+
+    group: Group
+    sent: list[torch.Tensor]
+    received: list[torch.Tensor]
+    requests: list[Any]
+    what: str
+
+    def wait(self) -> list[torch.Tensor]:
+        """What was received."""
+        with self.group.waiting(self.what):
+            for request in self.requests:
+                request.wait()
+        return self.received

@@ -7,7 +7,10 @@ worker what it found for theirs. In the last step of an even W two workers name 
 half of their product.
 
 Symbols: N rows in all, D their width, k neighbours, W workers.
-Memory: own rows and lists, and one shard more with its lists: O(N D / W + N k / W).
+The shard of the next step travels while this one is computed; the similarities that it brings are then a
+step old, which lets a few more rows through and misses none.
+
+Memory: own rows and lists, and two shards more with lists for one: O(N D / W + N k / W).
 Network: (W - 1) / 2 shards of features, N D / 2 elements a worker, and 12 k bytes a row for every shard.
 """
 
@@ -17,7 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dmx.cluster.sharded.group import Group
+from dmx.cluster.sharded.group import Group, Swap
 from dmx.kernels.cross import NOBODY, Wanted, cross_knn, nearer
 from dmx.kernels.knn import Neighbours, self_knn
 
@@ -35,8 +38,13 @@ def sharded_knn(group: Group, features: torch.Tensor, squares: torch.Tensor, k: 
         Neighbours (own rows, min(k, N)) whose indices are numbers among all N rows.
     """
     best = _own(group, features, squares, k)
-    for step in range(1, group.size // 2 + 1):
-        best = _Step(group, step, features, squares, k).meet(best)
+    steps = [_Step(group, t, features, squares, k) for t in range(1, group.size // 2 + 1)]
+    coming = steps[0].start(best) if steps else None
+    while coming is not None:
+        step = steps.pop(0)
+        visitor = Wanted(*coming.wait())
+        coming = steps[0].start(best) if steps else None
+        step.meet(best, visitor)
     best.similarities[:, 0] = 1
     columns = min(k, group.rows)
     return Neighbours(best.indices[:, :columns].contiguous(), best.similarities[:, :columns].contiguous())
@@ -66,23 +74,42 @@ class _Step:
     squares: torch.Tensor
     k: int
 
-    def meet(self, best: Neighbours) -> Neighbours:
-        """Own lists, joined with what this step finds in both directions."""
-        group, rank, size = self.group, self.group.rank, self.group.size
-        source, to = (rank + self.step) % size, (rank - self.step) % size
-        sent, begun, comes = self._sent(to, rank), self._compared(rank, source), self._sent(rank, source)
+    @property
+    def _source(self) -> int:
+        """Whose shard is received."""
+        return (self.group.rank + self.step) % self.group.size
+
+    @property
+    def _to(self) -> int:
+        """Who receives this worker's."""
+        return (self.group.rank - self.step) % self.group.size
+
+    @property
+    def _name(self) -> str:
+        return f"in step {self.step} of {self.group.size // 2} of the neighbours"
+
+    def start(self, best: Neighbours) -> Swap:
+        """Send own rows on their way, and expect the others."""
+        group = self.group
         own = (self.features, self.squares, best.similarities[:, -1].contiguous())
-        what = f"the rows of worker {source} in step {self.step} of {size // 2} of the neighbours"
-        theirs = group.swap([t[:sent] for t in own], to, _room(own, comes), source, what)
-        mine = Wanted(*(t[begun:] for t in own))
-        here, there = _cross(mine, group.first + begun, Wanted(*theirs), group.bounds[source], self.k)
-        del theirs  # before lists come back
-        what = f"what worker {to} found in step {self.step} of {size // 2} of the neighbours"
+        sent = [t[: self._sent(self._to, group.rank)] for t in own]
+        room = _room(own, self._sent(group.rank, self._source))
+        return group.start_swap(sent, self._to, room, self._source,
+                                f"the rows of worker {self._source} {self._name}")  # fmt: skip
+
+    def meet(self, best: Neighbours, visitor: Wanted) -> None:
+        """Join what this step finds to own lists, in both directions."""
+        group, begun = self.group, self._compared(self.group.rank, self._source)
+        mine = Wanted(self.features[begun:], self.squares[begun:], best.similarities[begun:, -1].contiguous())
+        here, there = _cross(mine, group.first + begun, visitor, group.bounds[self._source], self.k)
         lists = (best.indices, best.similarities)
-        back = group.swap((there.indices, there.similarities), source, _room(lists, sent), to, what)
+        back = group.swap(
+            (there.indices, there.similarities), self._source,
+            _room(lists, self._sent(self._to, group.rank)), self._to,
+            f"what worker {self._to} found {self._name}",
+        )  # fmt: skip
         _join(best, here, begun)
         _join(best, Neighbours(*back), 0)
-        return best
 
     @property
     def _is_mutual(self) -> bool:
