@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from faults_table import faults
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 LUPERSON_IMAGES = 4_180_000
@@ -273,6 +275,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "cluster_cpu": cluster_cpu,
     "classifier": classifier,
     "decoders": decoders,
+    "faults": faults,
     "gpu": gpu,
     "model": model,
     "scaling": scaling,
