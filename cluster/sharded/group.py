@@ -133,7 +133,7 @@ class Group:
             tensor[0].numel() if len(tensor) else out[0].numel() if len(out) else 0
         )
         dist.all_to_all_single(
-            out.flatten().view(torch.uint8), tensor.contiguous().flatten().view(torch.uint8),
+            _as_bytes(out), _as_bytes(tensor),
             [width * n for n in received.tolist()], [width * n for n in counts.tolist()],
             group=self.process_group,
         )  # fmt: skip
@@ -204,3 +204,10 @@ class Swap:
             for request in self.requests:
                 request.wait()
         return self.received
+
+
+def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """A view of the tensor's bytes; of nothing, nothing, whatever strides it came with."""
+    if tensor.numel() == 0:
+        return torch.empty(0, dtype=torch.uint8, device=tensor.device)
+    return tensor.contiguous().flatten().view(torch.uint8)

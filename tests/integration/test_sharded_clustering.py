@@ -68,6 +68,13 @@ def test_triton_kernels_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         assert told == {"labels": True, "centroids": True}
 
 
+def test_whoever_has_nothing_to_send_receives_all_the_same() -> None:
+    assert run("deals", [0.5, 0.5]) == [
+        {"numbers": [7, 8], "rows": [[1.0, 2.0], [3.0, 4.0]]},
+        {"numbers": [], "rows": []},
+    ]
+
+
 def test_labels_of_one_worker_alone() -> None:
     x = people()
     found, expected = sharded_pseudo_labels(x), pseudo_labels(x)
@@ -173,6 +180,15 @@ def check_steps(group: Group, x: NDArray[np.float32]) -> dict[str, bool]:
     }
 
 
+def deal(group: Group) -> dict[str, Any]:
+    """The second worker sends two rows to the first, which has none; both from NumPy arrays."""
+    count = 2 * group.rank
+    numbers = torch.from_numpy(np.array([7, 8]) if count else np.empty(0, np.int64))  # whose stride is 0
+    rows = torch.from_numpy(np.array([[1, 2], [3, 4]], np.float32)[:count])
+    received = group.deal([numbers, rows], torch.tensor([count, 0]), "two rows")
+    return dict(zip(("numbers", "rows"), (part.tolist() for part in received), strict=True))
+
+
 def check_triton(group: Group, x: NDArray[np.float32]) -> dict[str, bool]:
     """Labels by the Triton kernels against numba's."""
     settings: dict[str, Any] = {"k1": 12, "k2": 4, "min_samples": 3, "eps": 0.55}
@@ -199,6 +215,9 @@ def main() -> None:
     bounds = bounds_of(shares, len(x))
     own = x[bounds[rank] : bounds[rank + 1]]
     group = Group.of(len(own))
+    if what == "deals":
+        print(json.dumps(deal(group)), flush=True)
+        return
     if what == "triton":
         print(json.dumps(check_triton(group, x)), flush=True)
         return
