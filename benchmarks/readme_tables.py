@@ -128,6 +128,25 @@ def scaling(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def ivf(results: dict[str, Any]) -> str:
+    """Recall and CPU time of inverted lists beside the exact search."""
+    lines = [
+        "| images | exact, s | lists | probes | recall | s |",
+        "|---:|---:|---:|---:|---:|---:|",
+    ]
+    for size in results["measured"]:
+        exact = brief(size["exact"]["cpu_s"])
+        for row in size["ivf"]:
+            cells = f"{size['lists']} | {row['probes']} | {row['recall']:.3f} | {brief(row['cpu_s'])}"
+            lines.append(f"| {size['rows']:,} | {exact} | {cells} |")
+    lines += [
+        "",
+        f"CPU seconds, medians of {results['measured'][0]['repeats']}, D = {results['width']}, "
+        f"{results['images_an_identity']} images an identity; {results['default_probes']} probes unless set.",
+    ]
+    return "\n".join(lines)
+
+
 def brief(seconds: float) -> str:
     """Two digits, or all before the point."""
     return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2g}"
@@ -279,6 +298,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "gpu": gpu,
     "model": model,
     "scaling": scaling,
+    "ivf": ivf,
 }
 
 
