@@ -189,8 +189,8 @@ class Config:
     seed: int = _doc(0, "seed of weights, sampling and augmentation", low=0)
     timeout_s: float = _doc(
         1800.0,
-        "how long a process waits for the others, in seconds; clustering and evaluating by the first process "
-        "while the others wait has to fit in",
+        "how long a process waits for the others, in seconds; evaluating by the first process while the "
+        "others wait has to fit in",
         low=1,
     )
     data: DataConfig = field(default_factory=DataConfig)

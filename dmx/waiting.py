@@ -42,7 +42,7 @@ def waiting(place: str) -> Iterator[None]:
         raise WaitError(
             f"{who()} waited {time.monotonic() - start:.0f} s for the others at '{at}', in vain: {error}. "
             "Look at their logs: one failed or hangs, or its host is out of reach. If it only works for "
-            "longer (the first process clusters and evaluates for all), raise timeout_s"
+            "longer (the first process evaluates for all), raise timeout_s"
         ) from error
     finally:
         _places.pop()
