@@ -69,6 +69,7 @@ def measure(name: str, fault: str, folder: Path) -> dict[str, Any]:
         outcome.said[-1][-2000:], f"{name}, {fault}: {outcome}, difference: {difference or 'none'}", sep="\n"
     )
     return {
+        "load": round(os.getloadavg()[0], 1),
         "job": name,
         "fault": fault,
         "total_s": round(outcome.total_s, 1),
@@ -84,7 +85,7 @@ def record(row: dict[str, Any]) -> None:
     rows = [old for old in found["rows"] if (old["job"], old["fault"]) != (row["job"], row["fault"])]
     order = [(job, fault) for job in JOBS for fault in (NONE, *faults.FAULTS)]
     rows = sorted([*rows, row], key=lambda r: order.index((r["job"], r["fault"])))
-    machine = {"cores": len(os.sched_getaffinity(0)), "hosts": HOSTS, "load": round(os.getloadavg()[0], 1)}
+    machine = {"cores": len(os.sched_getaffinity(0)), "hosts": HOSTS}
     tree = {"date": date.today().isoformat(), "machine": machine, "rows": rows}
     RESULTS.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
 

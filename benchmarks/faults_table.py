@@ -32,7 +32,7 @@ def faults(results: dict[str, Any]) -> str:
     lines += [
         "",
         f"{same} that of one host, to the bit. {machine['hosts']} hosts as namespaces of one machine of "
-        f"{machine['cores']} cores, busy with other work besides (load {machine['load']:.0f}); undisturbed, "
+        f"{machine['cores']} cores, busy with other work besides; undisturbed, "
         f"the start of Ray included, the jobs take {whole}. A host that is silent counts as gone after 30 s "
         "(DMX_ALIVE_S); `dmx embed` ends then with an error after its --timeout (here 60 s), and is given "
         "again with the hosts that are left. `python benchmarks/faults.py` measures it.",
