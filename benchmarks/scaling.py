@@ -178,6 +178,7 @@ def check_labels(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
+    """Measure, fit, save; fails where labels differ or an exponent is too large."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

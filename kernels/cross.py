@@ -93,6 +93,7 @@ class _Side:
 
     @staticmethod
     def of(wanted: Wanted, mean: torch.Tensor) -> _Side:
+        """Join equal rows, shuffle, and round for the product."""
         features, device = wanted.features, wanted.features.device
         groups = distinct(features)
         rows, least = torch.arange(len(features), device=device), wanted.least

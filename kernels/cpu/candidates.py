@@ -234,7 +234,7 @@ def product_dtype(width: int) -> torch.dtype:
 
 
 def mean_of_some(features: NDArray[Any], squares: NDArray[np.float64]) -> NDArray[np.float64]:
-    # Any vector near the mean serves, so a few hundred rows are enough.
+    """m, (D,) float64: any vector near the mean of unit rows serves, so a few hundred rows are enough."""
     step = -(-len(features) // 512)
     rows = features[::step].astype(np.float64)
     return np.asarray(1 / np.sqrt(squares[::step]) @ rows / len(rows))
@@ -243,6 +243,12 @@ def mean_of_some(features: NDArray[Any], squares: NDArray[np.float64]) -> NDArra
 def prepare(
     features: NDArray[Any], squares: NDArray[np.float64], mean: NDArray[np.float64], dtype: torch.dtype
 ) -> _Rows:
+    """Centred unit rows in the product's type, with their measured errors.
+
+    Args:
+        features: (N, D) float32 or float64; squares: (N,) float64.
+        mean: (D,) float64, taken off; dtype: bfloat16 or float32.
+    """
     n, width = features.shape
     low = torch.empty((n, width), dtype=dtype)
     offset, error, length = np.empty(n), np.empty(n), np.empty(n)
@@ -291,6 +297,7 @@ class _Tile:
 
 
 def tile_of(rows: _Rows, others: _Rows, row: int, column: int) -> _Tile:
+    """The product of rows from `row` and columns from `column` on."""
     return _Tile(_product(rows.low[row : row + TILE], others.low[column : column + TILE]), row, column)
 
 

@@ -144,6 +144,7 @@ def rescored(
     queries: NDArray[Any], query_squares: NDArray[np.float64], features: NDArray[Any],
     squares: NDArray[np.float64], candidates: Candidates, k: int, own: bool,
 ) -> Neighbours:  # fmt: skip
+    """The k nearest of the candidates, by exact similarities; arguments as of `_rescore`."""
     out = nobody(len(queries), k)
     run_blocks(
         lambda a, b: _rescore(queries, query_squares, features, squares, candidates.ids, candidates.counts,
@@ -156,6 +157,13 @@ def rescored(
 def spread_all(
     near: Neighbours, distinct: Distinct, group: NDArray[np.int64], k: int, own: bool
 ) -> Neighbours:
+    """Neighbours (M, k) among all rows, from those among distinct rows.
+
+    Args:
+        near: of distinct queries; distinct: the rows that `near` names.
+        group: (M,), which row of `near` each result starts from.
+        own: the queries are the rows, and each leads its own list.
+    """
     out = nobody(len(group), k)
     run_blocks(
         lambda a, b: _spread(near.indices, near.similarities, group, distinct.members, distinct.starts, own,
