@@ -74,8 +74,8 @@ def test_predictions_scale_as_they_must(scripts: Any) -> None:
     assert two["rescore"] / one["rescore"] == pytest.approx(2, rel=0.01)
     many = model.predict(1e8, 2048, gpus=256)
     assert many["scan"] == pytest.approx(model.predict(1e8, 2048)["scan"] / 256, rel=1e-3)
-    # Half a ring of 128 blocks of 390,625 rows, 4,096 bytes and a buffer of 2,048 each, at 50 GB/s.
-    assert many["ring"] == pytest.approx(128 * 390_625 * 6144 / 50e9)
+    # Half a ring, 127 3/4 shards of 390,625 rows: 8,192 bytes, 16 beside them, lists of 360; at 50 GB/s.
+    assert many["ring"] == pytest.approx(127.75 * 390_625 * 8568 / 50e9)
 
 
 def test_model_json_is_what_the_model_says(scripts: Any) -> None:
