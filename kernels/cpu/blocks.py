@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 
+_MOST_BLOCKS = 128
 Result = TypeVar("Result")
 
 
@@ -36,6 +37,15 @@ class Workers:
     def each(self, task: Callable[[int], Result], numbers: Iterable[int]) -> list[Result]:
         """Calls `task` with every number, `count` at a time, and returns the results in their order."""
         return list(self._pool.map(task, numbers))
+
+
+def rows_with_scratch(rows: int, least: int) -> int:
+    """Rows of a block, for a kernel that first clears an array as long as there are rows.
+
+    Blocks of one size would make clearing quadratic; `_MOST_BLOCKS` of them are enough for any number of
+    threads.
+    """
+    return max(least, -(-rows // _MOST_BLOCKS))
 
 
 def run_blocks(task: Callable[[int, int], Result], rows: int, block: int) -> list[Result]:

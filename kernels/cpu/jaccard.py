@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from dmx.kernels.cpu.blocks import run_blocks
+from dmx.kernels.cpu.blocks import rows_with_scratch, run_blocks
 from dmx.kernels.cpu.k_reciprocal import SparseRows, join_rows
 
 DECIMALS = 12
@@ -224,7 +224,7 @@ def jaccard_pairs(v: SparseRows, max_distance: float) -> SparseRows:
                 return SparseRows(starts, out[:used].copy(), distances[:used].copy())
             room = used
 
-    return join_rows(run_blocks(block, n, _ROWS)).put_back(visit)
+    return join_rows(run_blocks(block, n, rows_with_scratch(n, _ROWS))).put_back(visit)
 
 
 def candidates(

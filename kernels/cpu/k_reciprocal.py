@@ -18,7 +18,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from dmx.kernels.cpu.blocks import run_blocks
+from dmx.kernels.cpu.blocks import rows_with_scratch, run_blocks
 from dmx.kernels.cpu.knn import Neighbours
 from dmx.kernels.cpu.similarity import cosine
 
@@ -229,7 +229,8 @@ def members(
                  part.starts, part.indices, part.values, first, last)  # fmt: skip
         return part.cut()
 
-    return join_rows(run_blocks(block, end - begin, _ROWS)).put_back(visit - begin)
+    found = run_blocks(block, end - begin, rows_with_scratch(end - begin, _ROWS))
+    return join_rows(found).put_back(visit - begin)
 
 
 def weigh(rows: SparseRows, features: NDArray[Any], squares: NDArray[np.float64], first: int) -> None:
@@ -256,7 +257,8 @@ def expand(lists: NDArray[np.int32], rows: SparseRows, columns: int) -> SparseRo
                  part.starts, part.indices, part.values, first, last)  # fmt: skip
         return part.cut()
 
-    return join_rows(run_blocks(block, len(lists), _ROWS)).put_back(visit)
+    found = run_blocks(block, len(lists), rows_with_scratch(len(lists), _ROWS))
+    return join_rows(found).put_back(visit)
 
 
 def k_reciprocal(
