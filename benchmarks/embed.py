@@ -192,6 +192,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3, help="runs of each, in turn (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
+    if args.runs < 2:
+        parser.error(f"--runs: wanted at least 2, some images and more of them, found {args.runs}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     precision = "bf16" if computes_in_bf16(device) else "fp32"
     torch.set_num_threads(cores())
