@@ -37,6 +37,7 @@ import triton.language as tl
 from dmx.kernels.cpu import k_reciprocal as cpu
 from dmx.kernels.cpu.k_reciprocal import half_columns as half_columns
 from dmx.kernels.cpu.knn import Neighbours as CpuNeighbours
+from dmx.kernels.cpu.sparse import SparseRows as CpuSparseRows
 from dmx.kernels.device import as_array, on, pad_to_power_of_two, takes_triton
 from dmx.kernels.expansion import ENTRY_BYTES, LEAST_ROWS, MOST_ROWS, expand, expand_reference
 from dmx.kernels.knn import Neighbours
@@ -76,39 +77,41 @@ def k_reciprocal_reference(
 
 
 @triton.jit
-def _mutual(neighbours, full, half, K: tl.constexpr, H: tl.constexpr, KP: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Bit c of full[i]: i in knn(j), j = knn(i)[c]; bit c of half[i]: the same with the half lists."""
-    i = tl.program_id(0).to(tl.int64)
+def _mutual(  # type: ignore[no-untyped-def]
+    own, places, lists, full, half, K: tl.constexpr, H: tl.constexpr, KP: tl.constexpr
+):
+    """Bit c of full[row]: i in knn(j), j = knn(i)[c]; bit c of half[row]: the same with the half lists."""
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.load(own + row * K)  # itself first
     c = tl.arange(0, KP)
-    j = tl.load(neighbours + i * K + c, mask=c < K, other=0).to(tl.int64)
+    at = tl.load(places + row * K + c, mask=c < K, other=0).to(tl.int64)
     d = c[None, :]
     there = (c < K)[:, None] & (d < K)
-    back = (tl.load(neighbours + j[:, None] * K + d, mask=there, other=-1) == i).to(tl.int32)
+    back = (tl.load(lists + at[:, None] * K + d, mask=there, other=-1) == i).to(tl.int32)
     bit = tl.full([KP], 1, tl.int64) << c
     in_full = tl.max(back, 1) > 0
     in_half = (tl.max(tl.where(d < H, back, 0), 1) > 0) & (c < H)
-    tl.store(full + i, tl.sum(tl.where(in_full, bit, 0), 0))
-    tl.store(half + i, tl.sum(tl.where(in_half, bit, 0), 0))
+    tl.store(full + row, tl.sum(tl.where(in_full, bit, 0), 0))
+    tl.store(half + row, tl.sum(tl.where(in_half, bit, 0), 0))
 
 
 @triton.jit
 def _additions(  # type: ignore[no-untyped-def]
-    neighbours, full, half, begin, added, counts,
+    own, places, lists, full, half, added, counts,
     K: tl.constexpr, H: tl.constexpr, KP: tl.constexpr, HP: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """What the accepted H(j) hold beside R(i), repeats included: added (rows, WIDTH), counts (rows,)."""
     row = tl.program_id(0).to(tl.int64)
-    i = begin + row
     c, d = tl.arange(0, KP), tl.arange(0, HP)[None, :]
-    bits = tl.load(full + i)
+    bits = tl.load(full + row)
     chosen = (c < K) & (((bits >> c) & 1) == 1)
-    j = tl.load(neighbours + i * K + c, mask=chosen, other=0).to(tl.int64)
-    half_bits = tl.load(half + j, mask=chosen, other=0)
+    at = tl.load(places + row * K + c, mask=chosen, other=0).to(tl.int64)
+    half_bits = tl.load(half + at, mask=chosen, other=0)
     in_half = (d < H) & (((half_bits[:, None] >> d) & 1) == 1)
-    e = tl.load(neighbours + j[:, None] * K + d, mask=in_half, other=-1)
+    e = tl.load(lists + at[:, None] * K + d, mask=in_half, other=-1)
     common = tl.zeros([KP, HP], tl.int32)  # 1 where e is in R(i), whose members are distinct
     for m in range(K):
-        member = tl.load(neighbours + i * K + m)
+        member = tl.load(own + row * K + m)
         common += ((e == member) & (((bits >> m) & 1) == 1)).to(tl.int32)
     accepted = 3 * tl.sum(common, 1) > 2 * tl.sum(in_half.to(tl.int32), 1)
     new = (in_half & accepted[:, None] & (common == 0)).to(tl.int32)
@@ -121,16 +124,15 @@ def _additions(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _members(  # type: ignore[no-untyped-def]
-    neighbours, similarities, full, begin, added, counts, members, weights, sizes,
+    own, similarities, full, added, counts, members, weights, sizes,
     K: tl.constexpr, KP: tl.constexpr, ADDED: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """R*(i) once each, R(i) first, with exp(-(2 - 2 s)) or, where s is not known, 0: (rows, WIDTH)."""
     row = tl.program_id(0).to(tl.int64)
-    i = begin + row
     c = tl.arange(0, KP)
-    near = tl.load(neighbours + i * K + c, mask=c < K, other=-1)
-    known = tl.load(similarities + i * K + c, mask=c < K, other=0.0)
-    chosen = (((tl.load(full + i) >> c) & 1) == 1) & (c < K)
+    near = tl.load(own + row * K + c, mask=c < K, other=-1)
+    known = tl.load(similarities + row * K + c, mask=c < K, other=0.0)
+    chosen = (((tl.load(full + row) >> c) & 1) == 1) & (c < K)
     slot = row * WIDTH + tl.cumsum(chosen.to(tl.int32), 0) - 1
     tl.store(members + slot, near, mask=chosen)
     tl.store(weights + slot, tl.exp(-(2.0 - 2.0 * known)), mask=chosen)
@@ -147,7 +149,7 @@ def _members(  # type: ignore[no-untyped-def]
             same = (other[:, None] == e[None, :]) & (before[:, None] < at[None, :])
             repeats += tl.sum(same.to(tl.int32), 0)
         place = tl.sum(tl.where(near[:, None] == e[None, :], c[:, None] + 1, 0), 0) - 1
-        s = tl.load(similarities + i * K + place, mask=place >= 0, other=0.0)
+        s = tl.load(similarities + row * K + place, mask=place >= 0, other=0.0)
         weight = tl.where(place >= 0, tl.exp(-(2.0 - 2.0 * s)), 0.0)
         new = ((repeats == 0) & (at < count)).to(tl.int32)
         next_slot = row * WIDTH + size + tl.cumsum(new, 0) - new
@@ -159,8 +161,9 @@ def _members(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _weigh(  # type: ignore[no-untyped-def]
-    features, squares, first_row, members, weights, starts, sizes, D, BLOCK: tl.constexpr
-):
+    features, squares, first_row, others, other_squares, members, weights, starts, sizes, D,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
     """Replaces the zeros among the weights: similarities of members that are no neighbours."""
     row = tl.program_id(0).to(tl.int64)
     i, start = first_row + row, tl.load(starts + row)
@@ -171,9 +174,9 @@ def _weigh(  # type: ignore[no-untyped-def]
             for first in range(0, D, BLOCK):
                 at = first + tl.arange(0, BLOCK)
                 x = tl.load(features + i * D + at, mask=at < D, other=0.0).to(tl.float64)
-                y = tl.load(features + j * D + at, mask=at < D, other=0.0).to(tl.float64)
+                y = tl.load(others + j * D + at, mask=at < D, other=0.0).to(tl.float64)
                 products += x * y
-            steps = on_grid(tl.sum(products, 0), tl.load(squares + i), tl.load(squares + j))
+            steps = on_grid(tl.sum(products, 0), tl.load(squares + i), tl.load(other_squares + j))
             tl.store(weights + t, tl.exp(-(2.0 - 2.0 * from_grid(steps))))
 
 
@@ -216,12 +219,35 @@ def _warps(tile: int) -> int:
 
 
 @dataclass(frozen=True)
-class Mutual:
-    """Who is in the list of his neighbours, for the first rows of some lists.
+class Nearby:
+    """R rows and the lists of their neighbours; where all rows are at hand, three times the same lists.
 
     Attributes:
-        full, half: by the full and by the half lists, a row each: (N,) int64 masks where they take Triton,
-            (N, K) and (N, h) bool on the CPU.
+        own: (R, K) int32, the lists of the rows, each itself first; numbers among all N rows.
+        places: (R, K) int32, where in `lists` that of each neighbour stands.
+        lists: (U, K) int32, numbers as in `own`.
+    """
+
+    own: torch.Tensor
+    places: torch.Tensor
+    lists: torch.Tensor
+
+    def part(self, begin: int, end: int) -> Nearby:
+        """Rows [begin, end)."""
+        return Nearby(self.own[begin:end], self.places[begin:end], self.lists)
+
+    def on_cpu(self) -> cpu.Nearby:
+        """As NumPy arrays, without a copy."""
+        return cpu.Nearby(self.own.numpy(), self.places.numpy(), self.lists.numpy())
+
+
+@dataclass(frozen=True)
+class Mutual:
+    """Who is in the list of his neighbours, of R rows.
+
+    Attributes:
+        full, half: by the full and by the half lists, a row each: (R,) int64 masks where they take Triton,
+            (R, K) and (R, h) bool on the CPU.
     """
 
     full: torch.Tensor
@@ -246,88 +272,85 @@ class Members:
         """(entries,) int64, where the entries of all rows stand in `ids`."""
         return places_of(self.starts[: len(self.sizes)], self.sizes)
 
-    def renamed(self, names: torch.Tensor) -> Members:
-        """The same with ids that are `names` of these."""
-        ids, places = torch.empty_like(self.ids), self.places()
-        ids[places] = names[self.ids[places]].to(ids.dtype)
-        return Members(self.starts, self.sizes, ids, self.weights)
 
-
-def mutual(lists: torch.Tensor, k1: int, rows: int | None = None) -> Mutual:
-    """Reciprocity of neighbour lists.
+def mutual(near: Nearby, k1: int) -> Mutual:
+    """Reciprocity of R rows.
 
     Args:
-        lists: (U, K) int32; entries are rows of the lists, or U and more for those whose list is not here.
+        near: contiguous.
         k1: length of the neighbour lists asked for.
-        rows: how many of the first rows it is wanted for; the lists of all they name are here.
     """
-    columns, rows = lists.shape[1], len(lists) if rows is None else rows
+    rows, columns = near.own.shape
     half, _, _ = _widths(columns, k1)
-    if not takes_triton(lists):
-        found = cpu.mutual(lists.numpy(), rows, half)
+    if not takes_triton(near.own):
+        found = cpu.mutual(near.on_cpu(), half)
         return Mutual(torch.from_numpy(found[0]), torch.from_numpy(found[1]))
     padded = pad_to_power_of_two(columns, 16)
-    out = Mutual(*(torch.empty(rows, dtype=torch.int64, device=lists.device) for _ in range(2)))
-    with on(lists):
-        _mutual[(rows,)](lists, out.full, out.half, K=columns, H=half, KP=padded,
+    out = Mutual(*(torch.empty(rows, dtype=torch.int64, device=near.own.device) for _ in range(2)))
+    with on(near.own):
+        _mutual[(rows,)](near.own, near.places, near.lists, out.full, out.half, K=columns, H=half, KP=padded,
                          num_warps=_warps(padded * padded))  # fmt: skip
     return out
 
 
 def members(
-    lists: torch.Tensor, similarities: torch.Tensor, reciprocal: Mutual, k1: int, begin: int, end: int,
-    names: int,
-) -> Members:  # fmt: skip
-    """R*(i) of rows [begin, end).
+    near: Nearby, similarities: torch.Tensor, full: torch.Tensor, half: torch.Tensor, k1: int, n: int
+) -> Members:
+    """R*(i) of R rows.
 
     Args:
-        lists: (U, K) int32, as for `mutual`; similarities: of at least `end` rows.
-        reciprocal: `full` of at least `end` rows, `half` of all U.
-        names: all entries of `lists` are below it.
+        near: as for `mutual`; similarities: (R, K) float64, contiguous.
+        full: of the R rows; half: of the U whose lists are here; as in `Mutual`.
+        k1: as for `mutual`.
+        n: all numbers in the lists are below it.
     """
-    rows, columns = end - begin, lists.shape[1]
-    if not takes_triton(lists):
-        found = cpu.members(lists.numpy(), similarities.numpy(), reciprocal.full.numpy(),
-                            reciprocal.half.numpy(), begin, end, names)  # fmt: skip
-        csr = SparseRows.of(found)
+    rows, columns = near.own.shape
+    if not takes_triton(near.own):
+        csr = SparseRows.of(cpu.members(near.on_cpu(), similarities.numpy(), full.numpy(), half.numpy(), n))
         return Members(csr.starts, csr.starts.diff(), csr.indices, csr.values)
-    half, most_added, width = _widths(columns, k1)
-    padded, padded_half = pad_to_power_of_two(columns, 16), pad_to_power_of_two(half, 16)
-    added = torch.empty(rows * most_added, dtype=torch.int32, device=lists.device)
-    ids = torch.empty(rows * width, dtype=torch.int32, device=lists.device)
-    weights = torch.empty(rows * width, dtype=torch.float64, device=lists.device)
-    counts, sizes = (torch.empty(rows, dtype=torch.int32, device=lists.device) for _ in range(2))
-    with on(lists):
-        _additions[(rows,)](lists, reciprocal.full, reciprocal.half, begin, added, counts,
-                            K=columns, H=half, KP=padded, HP=padded_half, WIDTH=most_added,
+    half_width, most_added, width = _widths(columns, k1)
+    padded, padded_half = pad_to_power_of_two(columns, 16), pad_to_power_of_two(half_width, 16)
+    device = near.own.device
+    added = torch.empty(rows * most_added, dtype=torch.int32, device=device)
+    ids = torch.empty(rows * width, dtype=torch.int32, device=device)
+    weights = torch.empty(rows * width, dtype=torch.float64, device=device)
+    counts, sizes = (torch.empty(rows, dtype=torch.int32, device=device) for _ in range(2))
+    with on(near.own):
+        _additions[(rows,)](near.own, near.places, near.lists, full, half, added, counts,
+                            K=columns, H=half_width, KP=padded, HP=padded_half, WIDTH=most_added,
                             num_warps=_warps(padded * padded_half))  # fmt: skip
-        _members[(rows,)](lists, similarities, reciprocal.full, begin, added, counts, ids, weights, sizes,
+        _members[(rows,)](near.own, similarities, full, added, counts, ids, weights, sizes,
                           K=columns, KP=padded, ADDED=most_added, WIDTH=width,
                           BLOCK=_ROW_BLOCK, num_warps=_warps(padded * _ROW_BLOCK))  # fmt: skip
-    return Members(width * torch.arange(rows, device=lists.device), sizes, ids, weights)
+    return Members(width * torch.arange(rows, device=device), sizes, ids, weights)
 
 
-def weigh(rows: Members, features: torch.Tensor, squares: torch.Tensor, first: int) -> None:
+def weigh(
+    rows: Members, features: torch.Tensor, squares: torch.Tensor, first: int,
+    others: torch.Tensor, other_squares: torch.Tensor,
+) -> None:  # fmt: skip
     """Fills in, in place, the weights that no list has.
 
     Args:
-        rows: ids are rows of the features.
-        features: contiguous; squares: their squared lengths. Row i of `rows` is features[first + i].
+        rows: row i is features[first + i]; where a weight is open the id is a row of `others`.
+        features: contiguous; squares: their squared lengths, float64.
+        others, other_squares: the same of members; where all rows are at hand, the same once more.
     """
     if not takes_triton(features):
-        csr = cpu.SparseRows(rows.starts.numpy(), rows.ids.numpy(), rows.weights.numpy())
-        cpu.weigh(csr, as_array(features), squares.numpy(), first)
+        csr = CpuSparseRows(rows.starts.numpy(), rows.ids.numpy(), rows.weights.numpy())
+        cpu.weigh(csr, as_array(features), squares.numpy(), first, as_array(others), other_squares.numpy())
         return
     block = min(pad_to_power_of_two(features.shape[1], 32), _FEATURE_BLOCK)
     with on(features):
-        _weigh[(len(rows.sizes),)](features, squares, first, rows.ids, rows.weights, rows.starts, rows.sizes,
-                                   features.shape[1], BLOCK=block, num_warps=1)  # fmt: skip
+        _weigh[(len(rows.sizes),)](features, squares, first, others, other_squares, rows.ids, rows.weights,
+                                   rows.starts, rows.sizes, features.shape[1],
+                                   BLOCK=block, num_warps=1)  # fmt: skip
 
 
 def sum_to_one(rows: Members) -> SparseRows:
     """V before expansion: columns ascending on a GPU, in the order of `rows` on the CPU."""
     if not takes_triton(rows.weights):
-        csr = cpu.SparseRows(rows.starts.numpy(), rows.ids.numpy(), rows.weights.numpy())
+        csr = CpuSparseRows(rows.starts.numpy(), rows.ids.numpy(), rows.weights.numpy())
         cpu.sum_to_one(csr)
         return SparseRows.of(csr)
     out = empty_rows(rows.sizes)
@@ -365,12 +388,14 @@ def k_reciprocal(
     n, columns = neighbours.indices.shape
     plan = plan_k_reciprocal(n, k1, k2, free_bytes(features.device))
     features, lists = features.contiguous(), neighbours.indices
-    reciprocal = mutual(lists, k1)
+    near = Nearby(lists, lists, lists)
+    reciprocal = mutual(near, k1)
     parts = []
     for begin in range(0, n, plan.rows_per_pass):
         end = min(begin + plan.rows_per_pass, n)
-        rows = members(lists, neighbours.similarities, reciprocal, k1, begin, end, n)
-        weigh(rows, features, squares, begin)
+        similarities, full = neighbours.similarities[begin:end], reciprocal.full[begin:end]
+        rows = members(near.part(begin, end), similarities, full, reciprocal.half, k1, n)
+        weigh(rows, features, squares, begin, features, squares)
         parts.append(sum_to_one(rows))
         del rows  # before the next takes its room
     v = parts[0] if len(parts) == 1 else join_rows(parts)

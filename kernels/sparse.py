@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from dmx.kernels.cpu import k_reciprocal as cpu
+from dmx.kernels.cpu import sparse as cpu
 
 _ROW_BLOCK = 32  # entries of a row that are ranked at a time: rows hold about 30 before expansion
 

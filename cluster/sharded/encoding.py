@@ -1,8 +1,7 @@
 """k-reciprocal encoding and query expansion of this worker's rows, with the rows of others that they need.
 
-A block of rows at a time: what is needed of the others is fetched, numbered anew from 0, and handed to the
-kernels that do the same for all rows at once (`kernels/k_reciprocal.py`, `kernels/expansion.py`). Nothing in
-them depends on how rows are numbered, so the results are the same bit by bit.
+A block of rows at a time: what is needed of the others is fetched, and handed with the places where it stands
+to the kernels that do the same for all rows at once (`kernels/k_reciprocal.py`, `kernels/expansion.py`).
 
 A row needs the lists of its K neighbours and who is mutual in their half lists; the features of those few
 members that no list of its own has; and, for the expansion, the encodings of k2 neighbours.
@@ -12,19 +11,17 @@ Memory: O(N K / W) for V, and a block. Network: at most K lists of K numbers a r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from dmx.cluster.sharded.fetch import Request, blocks
 from dmx.cluster.sharded.group import Group
 from dmx.kernels.expansion import expand
-from dmx.kernels.k_reciprocal import Members, Mutual, k_reciprocal, members, mutual, sum_to_one, weigh
+from dmx.kernels.k_reciprocal import Members, Nearby, k_reciprocal, members, mutual, sum_to_one, weigh
 from dmx.kernels.knn import Neighbours
 from dmx.kernels.sparse import SparseRows, join_rows
 
-# Rows of a block: its lists of lists, at most 8 K^2 bytes a row, stay below 60 MB for K = 30.
-BLOCK_ROWS = 8192
+# Rows of a block: the lists of their neighbours, at most 4 K^2 bytes a row, stay below 60 MB for K = 30.
+BLOCK_ROWS = 16384
 
 
 def sharded_k_reciprocal(
@@ -44,108 +41,55 @@ def sharded_k_reciprocal(
     if group.size == 1:
         return k_reciprocal(features, neighbours, k1, k2, squares=squares)
     lists = neighbours.indices
-    reciprocal = _mutual(group, lists, k1)
+    full, half = _mutual(group, lists, k1)
     parts = []
     for begin, end in blocks(group, BLOCK_ROWS, "the blocks of the encoding"):
-        local = _Neighbourhood.of(group, lists, begin, end, reciprocal)
+        near, their_half = _nearby(group, lists, begin, end, half)
         similarities = neighbours.similarities[begin:end].contiguous()
-        rows = members(local.lists, similarities, local.reciprocal, k1, 0, end - begin, len(local.names))
-        _weigh(group, rows, local.names, features, squares, begin)
-        parts.append(sum_to_one(rows.renamed(local.names)))
+        rows = members(near, similarities, full[begin:end], their_half, k1, group.rows)
+        _weigh(group, rows, features, squares, begin)
+        parts.append(sum_to_one(rows))
     v = join_rows(parts)
-    near = min(k2, lists.shape[1])
-    return v if near == 1 else _expand(group, v, lists[:, :near])
+    near_columns = min(k2, lists.shape[1])
+    return v if near_columns == 1 else _expand(group, v, lists[:, :near_columns])
 
 
-def _mutual(group: Group, lists: torch.Tensor, k1: int) -> Mutual:
-    """Reciprocity of this worker's rows."""
+def _mutual(group: Group, lists: torch.Tensor, k1: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Reciprocity of this worker's rows, by the full and by the half lists."""
     parts = []
     for begin, end in blocks(group, BLOCK_ROWS, "the blocks of reciprocity"):
-        local = _Neighbourhood.of(group, lists, begin, end, None)
-        parts.append(mutual(local.lists, k1, end - begin))
-    return Mutual(torch.cat([part.full for part in parts]), torch.cat([part.half for part in parts]))
+        parts.append(mutual(_nearby(group, lists, begin, end)[0], k1))
+    return torch.cat([part.full for part in parts]), torch.cat([part.half for part in parts])
 
 
-@dataclass(frozen=True)
-class _Neighbourhood:
-    """A block of rows and their neighbours, numbered anew: the block first, then the others.
-
-    Attributes:
-        lists: (U, K) int32, lists of all of them; who is in such a list alone has a number from U on.
-        names: (E,) int32, numbers among all N rows.
-        reciprocal: of the block the full, of all U the half lists, where it was given.
-    """
-
-    lists: torch.Tensor
-    names: torch.Tensor
-    reciprocal: Mutual
-
-    @staticmethod
-    def of(
-        group: Group, lists: torch.Tensor, begin: int, end: int, reciprocal: Mutual | None
-    ) -> _Neighbourhood:
-        """Rows [begin, end) of this worker's `lists`."""
-        first = group.first
-        block = torch.arange(first + begin, first + end, dtype=torch.int32, device=lists.device)
-        named = torch.unique(lists[begin:end])
-        others = named[(named < first + begin) | (named >= first + end)]
-        request = Request.of(group, others, "lists of neighbours")
-        tables = (lists,) if reciprocal is None else (lists, reciprocal.half)
-        fetched = request.rows(*tables)
-        whole = torch.cat([lists[begin:end], fetched[0]])
-        known = torch.cat([block, others])
-        names, numbered = _renumbered(whole, known)
-        if reciprocal is None:
-            return _Neighbourhood(numbered, names, Mutual(whole[:0], whole[:0]))
-        half = torch.cat([reciprocal.half[begin:end], fetched[1]])
-        return _Neighbourhood(numbered, names, Mutual(reciprocal.full[begin:end].contiguous(), half))
+def _nearby(
+    group: Group, lists: torch.Tensor, begin: int, end: int, *tables: torch.Tensor
+) -> tuple[Nearby, *tuple[torch.Tensor, ...]]:
+    """Rows [begin, end) of this worker with their neighbours' lists, and rows of `tables`."""
+    own = lists[begin:end].contiguous()
+    named, places = torch.unique(own, return_inverse=True)
+    fetched = Request.of(group, named, "lists of neighbours").rows(lists, *tables)
+    return Nearby(own, places.int(), fetched[0]), *fetched[1:]
 
 
-def _renumbered(entries: torch.Tensor, first: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Entries numbered from 0, those in `first` in its order; and what the numbers stand for."""
-    found = torch.unique(entries)
-    order = torch.argsort(first)
-    place = torch.searchsorted(first[order], found).clamp(max=max(len(first) - 1, 0))
-    is_first = first[order][place] == found if len(first) else torch.zeros_like(found, dtype=torch.bool)
-    names = torch.cat([first, found[~is_first]])
-    ascending = torch.argsort(names)
-    numbers = ascending[torch.searchsorted(names[ascending], entries)]
-    return names, numbers.int()
-
-
-def _weigh(
-    group: Group,
-    rows: Members,
-    names: torch.Tensor,
-    features: torch.Tensor,
-    squares: torch.Tensor,
-    begin: int,
-) -> None:
+def _weigh(group: Group, rows: Members, features: torch.Tensor, squares: torch.Tensor, begin: int) -> None:
     """Weights of members that are no neighbours, from their features."""
     places = rows.places()
-    ids = rows.ids[places]
-    unknown = ids[rows.weights[places] == 0]
-    needed = torch.unique(names[unknown.long()])
+    unknown = places[rows.weights[places] == 0]
+    needed, at = torch.unique(rows.ids[unknown], return_inverse=True)
     request = Request.of(group, needed, "features of members that are no neighbours")
     fetched, fetched_squares = request.rows(features, squares)
-    count = len(rows.sizes)
-    # Where in the table below each name's features stand; of the others nobody asks.
-    table = torch.zeros(len(names), dtype=torch.int32, device=names.device)
-    wanted = torch.unique(unknown).long()
-    table[wanted] = (torch.searchsorted(needed, names[wanted]) + count).int()
-    weigh(
-        rows.renamed(table),
-        torch.cat([features[begin : begin + count], fetched]),
-        torch.cat([squares[begin : begin + count], fetched_squares]),
-        0,
-    )
+    ids = rows.ids.clone()
+    ids[unknown] = at.int()
+    open_rows = Members(rows.starts, rows.sizes, ids, rows.weights)
+    weigh(open_rows, features, squares, begin, fetched, fetched_squares)
 
 
 def _expand(group: Group, v: SparseRows, lists: torch.Tensor) -> SparseRows:
     parts = []
     for begin, end in blocks(group, BLOCK_ROWS, "the blocks of query expansion"):
         near = lists[begin:end]
-        needed = torch.unique(near)
+        needed, places = torch.unique(near, return_inverse=True)
         rows = Request.of(group, needed, "encodings of neighbours").sparse_rows(v)
-        parts.append(expand(rows, torch.searchsorted(needed, near.contiguous()).int(), group.rows))
+        parts.append(expand(rows, places.int(), group.rows))
     return join_rows(parts)

@@ -21,8 +21,9 @@ from dmx.kernels.jaccard import bounds, jaccard_pairs
 from dmx.kernels.partial_join import Lists, Pairs, candidates, pair_distances
 from dmx.kernels.sparse import SparseRows, join_rows, places_of, starts_of
 
-# Rows of a block: with 100 lists of 50 rows, and 20 candidates of 100 entries each, 150 MB at worst.
-BLOCK_ROWS = 4096
+# Rows of a block: with 100 lists of 50 rows, and 20 candidates of 100 entries each, 300 MB at worst, where no
+# two rows share one. Smaller blocks fetch the same lists more often.
+BLOCK_ROWS = 8192
 _MOST_SORTED = 2**26  # entries
 
 

@@ -6,14 +6,16 @@ threads. Plain threads rather than OpenMP: a process that used them may still fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import contextmanager
+from queue import Empty, SimpleQueue
+from typing import Generic, TypeVar
 
 import torch
 
-_MOST_BLOCKS = 128
 Result = TypeVar("Result")
+Thing = TypeVar("Thing")
 
 
 class Workers:
@@ -39,13 +41,26 @@ class Workers:
         return list(self._pool.map(task, numbers))
 
 
-def rows_with_scratch(rows: int, least: int) -> int:
-    """Rows of a block, for a kernel that first clears an array as long as there are rows.
+class Spare(Generic[Thing]):
+    """Scratch that blocks hand on to one another: as many pieces as run side by side.
 
-    Blocks of one size would make clearing quadratic; `_MOST_BLOCKS` of them are enough for any number of
-    threads.
+    A block that allocates an array as long as there are rows pays for its pages, and so all blocks together
+    for the square of the rows. A block gives scratch back as it found it.
     """
-    return max(least, -(-rows // _MOST_BLOCKS))
+
+    def __init__(self, make: Callable[[], Thing]) -> None:
+        self._make = make
+        self._free: SimpleQueue[Thing] = SimpleQueue()
+
+    @contextmanager
+    def lent(self) -> Iterator[Thing]:
+        """A piece for the duration of a block."""
+        try:
+            thing = self._free.get_nowait()
+        except Empty:
+            thing = self._make()
+        yield thing
+        self._free.put(thing)
 
 
 def run_blocks(task: Callable[[int, int], Result], rows: int, block: int) -> list[Result]:

@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from dmx.kernels.cpu.k_reciprocal import SparseRows
+from dmx.kernels.cpu.sparse import SparseRows
 
 
 @njit(cache=True, nogil=True)

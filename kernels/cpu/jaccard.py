@@ -16,8 +16,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from dmx.kernels.cpu.blocks import rows_with_scratch, run_blocks
-from dmx.kernels.cpu.k_reciprocal import SparseRows, join_rows
+from dmx.kernels.cpu.blocks import Spare, run_blocks
+from dmx.kernels.cpu.sparse import SparseRows, join_rows, leads, make_rows, order_by
 
 DECIMALS = 12
 _ROWS = 512
@@ -77,12 +77,10 @@ def _overlap(weight, indices, values, begin, end):  # type: ignore[no-untyped-de
 @njit(cache=True, nogil=True)
 def _join(  # type: ignore[no-untyped-def]
     starts, indices, values, heads, head_values, sizes, tails, column_starts, rows, row_values,
-    max_distance, least, total, visit, begin, end, out_starts, out, out_d,
+    max_distance, least, total, weight, met, visit, begin, end, out_starts, out, out_d,
 ):  # fmt: skip
     """Pairs of rows visit[begin:end]; returns how many. Fills `out` only while there is room."""
     used = 0
-    met = np.empty(total.shape[0] + 1, np.int32)
-    weight = np.zeros(total.shape[0])
     for place in range(begin, end):
         i = visit[place]
         size = 0
@@ -123,12 +121,11 @@ def _join(  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _meet(  # type: ignore[no-untyped-def]
-    starts, columns, weights, list_starts, list_rows, list_weights, first, enough, total, begin, end,
+    starts, columns, weights, list_starts, list_rows, list_weights, first, enough, total, met, begin, end,
     out_starts, out,
 ):  # fmt: skip
     """Rows j > first + i that share `enough` with row i of [begin, end); fills `out` while there is room."""
     used = 0
-    met = np.empty(total.shape[0] + 1, np.int32)
     for i in range(begin, end):
         size = 0
         for t in range(starts[i], starts[i + 1]):
@@ -210,21 +207,23 @@ def jaccard_pairs(v: SparseRows, max_distance: float) -> SparseRows:
     longest = int(np.diff(v.starts).max(initial=0))
     least = max(2 * (1 - max_distance) / (2 - max_distance) - 1e-6 - longest * 2.0**-23, 0.0)
     heads = _heads(v, 0.7 * least)
-    visit = v.together()
+    visit = order_by(leads(v))
+    scratch = Spare(lambda: (np.zeros(n, np.float32), np.zeros(n), np.empty(n + 1, np.int32)))
 
     def block(begin: int, end: int) -> SparseRows:
-        total, starts = np.zeros(n, np.float32), np.zeros(end - begin + 1, np.int64)
-        room = 64 * (end - begin)
+        starts, room = np.zeros(end - begin + 1, np.int64), 64 * (end - begin)
         while True:
             out, distances = np.empty(room, np.int32), np.empty(room)
-            used = _join(v.starts, v.indices, v.values, heads.indices, heads.values, heads.sizes, heads.tails,
-                         heads.column_starts, heads.rows, heads.row_values, max_distance, least,
-                         total, visit, begin, end, starts, out, distances)  # fmt: skip
+            with scratch.lent() as (total, weight, met):
+                used = _join(v.starts, v.indices, v.values, heads.indices, heads.values, heads.sizes,
+                             heads.tails, heads.column_starts, heads.rows, heads.row_values, max_distance,
+                             least, total, weight, met, visit, begin, end, starts, out,
+                             distances)  # fmt: skip
             if used <= room:
                 return SparseRows(starts, out[:used].copy(), distances[:used].copy())
             room = used
 
-    return join_rows(run_blocks(block, n, rows_with_scratch(n, _ROWS))).put_back(visit)
+    return make_rows(visit, block, _ROWS)
 
 
 def candidates(
@@ -233,13 +232,15 @@ def candidates(
     first: int, n: int, enough: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:  # fmt: skip
     """As of `dmx.kernels.partial_join`: CSR (starts, rows j) of the candidates of every row."""
+    scratch = Spare(lambda: (np.zeros(n, np.int32), np.empty(n + 1, np.int32)))
 
     def block(begin: int, end: int) -> SparseRows:
         found, room = np.zeros(end - begin + 1, np.int64), 64 * (end - begin)
         while True:
             out = np.empty(room, np.int32)
-            used = _meet(starts, columns, weights, list_starts, list_rows, list_weights, first, enough,
-                         np.zeros(n, np.int32), begin, end, found, out)  # fmt: skip
+            with scratch.lent() as (total, met):
+                used = _meet(starts, columns, weights, list_starts, list_rows, list_weights, first, enough,
+                             total, met, begin, end, found, out)  # fmt: skip
             if used <= room:
                 return SparseRows(found, out[:used].copy(), np.empty(used))
             room = used
@@ -252,10 +253,11 @@ def pair_distances(
     rows: SparseRows, pair_starts: NDArray[np.int64], others: NDArray[np.int32], n: int
 ) -> NDArray[np.float64]:
     """d of each of the first rows and those of `rows` that it is paired with; columns are below `n`."""
-    out = np.empty(len(others))
-    run_blocks(
-        lambda a, b: _distances(rows.starts, rows.indices, rows.values, pair_starts, others, np.zeros(n),
-                                a, b, out),
-        len(pair_starts) - 1, 4 * _ROWS,
-    )  # fmt: skip
+    out, scratch = np.empty(len(others)), Spare(lambda: np.zeros(n))
+
+    def block(begin: int, end: int) -> None:
+        with scratch.lent() as weight:
+            _distances(rows.starts, rows.indices, rows.values, pair_starts, others, weight, begin, end, out)
+
+    run_blocks(block, len(pair_starts) - 1, 4 * _ROWS)
     return out

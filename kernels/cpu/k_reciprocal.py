@@ -10,7 +10,6 @@ Memory: 8 N bytes a thread beside V, O(N k2 K).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,65 +17,21 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from dmx.kernels.cpu.blocks import rows_with_scratch, run_blocks
+from dmx.kernels.cpu.blocks import Spare, run_blocks
 from dmx.kernels.cpu.knn import Neighbours
 from dmx.kernels.cpu.similarity import cosine
+from dmx.kernels.cpu.sparse import SparseRows, leads, make_rows, order_by
 
 _ROWS = 1024
 
 
 @dataclass(frozen=True)
-class SparseRows:
-    """CSR rows: columns `indices[starts[i]:starts[i + 1]]`, each once, with their `values`."""
+class Nearby:
+    """As `kernels.k_reciprocal.Nearby`."""
 
-    starts: NDArray[np.int64]
-    indices: NDArray[np.int32]
-    values: NDArray[np.float64]
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def cut(self) -> SparseRows:
-        """Without the room behind the last row."""
-        used = int(self.starts[-1])
-        return SparseRows(self.starts, self.indices[:used].copy(), self.values[:used].copy())
-
-    def put_back(self, visit: NDArray[np.int64]) -> SparseRows:
-        """The rows in their own order, from rows in the order of a visit: row t of these is visit[t]."""
-        place = np.empty_like(visit)
-        place[visit] = np.arange(len(visit))
-        sizes = np.diff(self.starts)[place]
-        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
-        entries = np.repeat(self.starts[place] - starts[:-1], sizes) + np.arange(starts[-1])
-        return SparseRows(starts, self.indices[entries], self.values[entries])
-
-    def together(self) -> NDArray[np.int64]:
-        """An order of all rows in which those that hold the same columns tend to follow each other.
-
-        What one row has brought into the cache is there for the next. Rows of one person share their lowest
-        column more often than not.
-        """
-        first = np.full(len(self), -1, np.int32)
-        filled = self.starts[:-1] < self.starts[1:]
-        if filled.any():
-            first[filled] = np.minimum.reduceat(self.indices, self.starts[:-1][filled])
-        return np.argsort(first, kind="stable")
-
-
-def _together(lists: NDArray[np.int32]) -> NDArray[np.int64]:
-    """As `SparseRows.together`, of rows that have as many columns each."""
-    return np.argsort(lists.min(1, initial=np.iinfo(np.int32).max), kind="stable")
-
-
-def join_rows(parts: Sequence[SparseRows]) -> SparseRows:
-    """Blocks of consecutive rows as one."""
-    ends = np.cumsum([0, *(part.starts[-1] for part in parts)])
-    starts = [part.starts[1:] + end for part, end in zip(parts, ends, strict=False)]
-    return SparseRows(
-        np.concatenate([np.zeros(1, np.int64), *starts]),
-        np.concatenate([np.empty(0, np.int32), *(part.indices for part in parts)]),
-        np.concatenate([np.empty(0), *(part.values for part in parts)]),
-    )
+    own: NDArray[np.int32]
+    places: NDArray[np.int32]
+    lists: NDArray[np.int32]
 
 
 def half_columns(k1: int) -> int:
@@ -85,16 +40,16 @@ def half_columns(k1: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _mutual(lists, full, half, visit, begin, end):  # type: ignore[no-untyped-def]
+def _mutual(own, places, lists, full, half, visit, begin, end):  # type: ignore[no-untyped-def]
     """full[i, c]: i is in the list of its c-th neighbour; half[i, c]: so it is in the half lists."""
     columns = half.shape[1]
     for i in visit[begin:end]:
         half[i] = False
-        for c in range(lists.shape[1]):
-            j = lists[i, c]
+        for c in range(own.shape[1]):
+            j = places[i, c]
             full[i, c] = False
-            for d in range(lists.shape[1]):
-                if lists[j, d] == i:
+            for d in range(own.shape[1]):
+                if lists[j, d] == own[i, 0]:
                     full[i, c] = True
                     if c < columns:
                         half[i, c] = d < columns
@@ -102,20 +57,22 @@ def _mutual(lists, full, half, visit, begin, end):  # type: ignore[no-untyped-de
 
 
 @njit(cache=True, nogil=True)
-def _expand(lists, full, half, i, seen, members):  # type: ignore[no-untyped-def]
+def _expand(own, places, lists, full, half, i, seen, members):  # type: ignore[no-untyped-def]
     """Writes R*(i) into `members`, R(i) first, and returns how many both are.
 
     seen[e] = 2 i + 1 marks R(i), 2 i + 2 the rest.
     """
     size = 0
-    for c in range(lists.shape[1]):
+    for c in range(own.shape[1]):
         if full[i, c]:
-            seen[lists[i, c]] = 2 * i + 1
-            members[size] = lists[i, c]
+            seen[own[i, c]] = 2 * i + 1
+            members[size] = own[i, c]
             size += 1
     near = size
-    for t in range(near):  # only R(i): what is added below does not expand further
-        j = members[t]
+    for t in range(own.shape[1]):  # only R(i): what is added below does not expand further
+        if not full[i, t]:
+            continue
+        j = places[i, t]
         common, total = 0, 0
         for c in range(half.shape[1]):
             if half[j, c]:
@@ -132,34 +89,38 @@ def _expand(lists, full, half, i, seen, members):  # type: ignore[no-untyped-def
 
 
 @njit(cache=True, nogil=True)
-def _members(lists, similarities, full, half, seen, visit, starts, ids, weights, begin, end):  # type: ignore[no-untyped-def]
+def _members(  # type: ignore[no-untyped-def]
+    own, places, lists, similarities, full, half, seen, visit, starts, ids, weights, begin, end
+):
     """R*(i) of rows visit[begin:end] and weights, 0 where no list has the similarity."""
     used = 0
     for place in range(begin, end):
         i = visit[place]
-        near, size = _expand(lists, full, half, i, seen, ids[used:])
+        near, size = _expand(own, places, lists, full, half, i, seen, ids[used:])
         t = used
-        for c in range(lists.shape[1]):
+        for c in range(own.shape[1]):
             if full[i, c]:
                 weights[t] = np.exp(-(2.0 - 2.0 * similarities[i, c]))
                 t += 1
         for t in range(used + near, used + size):
             weights[t] = 0.0
-            for c in range(lists.shape[1]):
-                if lists[i, c] == ids[t]:
+            for c in range(own.shape[1]):
+                if own[i, c] == ids[t]:
                     weights[t] = np.exp(-(2.0 - 2.0 * similarities[i, c]))
         used += size
         starts[place - begin + 1] = used
 
 
 @njit(cache=True, nogil=True)
-def _weigh(features, squares, first, starts, ids, weights, begin, end):  # type: ignore[no-untyped-def]
+def _weigh(  # type: ignore[no-untyped-def]
+    features, squares, first, others, other_squares, starts, ids, weights, begin, end
+):
     """Fills in what is missing among the weights of rows [begin, end): row i is features[first + i]."""
     for i in range(begin, end):
         for t in range(starts[i], starts[i + 1]):
             if weights[t] == 0.0:
                 own, e = first + i, ids[t]
-                s = cosine(features[own], features[e], squares[own], squares[e])
+                s = cosine(features[own], others[e], squares[own], other_squares[e])
                 weights[t] = np.exp(-(2.0 - 2.0 * s))
 
 
@@ -197,48 +158,59 @@ def _average(  # type: ignore[no-untyped-def]
         starts[place - begin + 1] = used
 
 
-def mutual(lists: NDArray[np.int32], rows: int, half: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Reciprocity of the first `rows` of (U, K) lists, whose entries are rows of them or beyond U.
+def mutual(near: Nearby, half: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Reciprocity of R rows.
 
     Returns:
-        (rows, K) bool of the full lists and (rows, half) bool of the half lists.
+        (R, K) bool of the full lists and (R, half) bool of the half lists.
     """
-    full = np.empty((rows, lists.shape[1]), np.bool_)
-    near = np.empty((rows, half), np.bool_)
-    visit = _together(lists[:rows])
-    run_blocks(lambda a, b: _mutual(lists, full, near, visit, a, b), rows, _ROWS)
-    return full, near
+    rows = len(near.own)
+    full = np.empty(near.own.shape, np.bool_)
+    tight = np.empty((rows, half), np.bool_)
+    visit = _order(near.own)
+    run_blocks(lambda a, b: _mutual(near.own, near.places, near.lists, full, tight, visit, a, b), rows, _ROWS)
+    return full, tight
 
 
 def members(
-    lists: NDArray[np.int32], similarities: NDArray[np.float64], full: NDArray[np.bool_],
-    half: NDArray[np.bool_], begin: int, end: int, names: int,
-) -> SparseRows:  # fmt: skip
-    """R*(i) of rows [begin, end) with weights exp(-(2 - 2 s)), 0 where no list has s.
+    near: Nearby, similarities: NDArray[np.float64], full: NDArray[np.bool_], half: NDArray[np.bool_], n: int
+) -> SparseRows:
+    """R*(i) of R rows with weights exp(-(2 - 2 s)), 0 where no list has s.
 
     Args:
-        lists: (U, K), entries below `names`; similarities: (U or end, K), theirs.
-        full: (U or end, K); half: (U, h). As of `mutual`.
+        similarities: (R, K), of `near.own`; full: (R, K) and half: (U, h), of `mutual`.
+        n: all numbers in the lists are below it.
     """
-    visit = _together(lists[begin:end]) + begin
+    visit = _order(near.own)
+    marks = Spare(lambda: np.zeros(n, np.int32))
 
     def block(first: int, last: int) -> SparseRows:
-        size = (last - first) * lists.shape[1] * (1 + half.shape[1])
+        size = (last - first) * near.own.shape[1] * (1 + half.shape[1])
         part = SparseRows(np.zeros(last - first + 1, np.int64), np.empty(size, np.int32), np.empty(size))
-        _members(lists, similarities, full, half, np.zeros(names, np.int64), visit,
-                 part.starts, part.indices, part.values, first, last)  # fmt: skip
+        with marks.lent() as seen:
+            _members(near.own, near.places, near.lists, similarities, full, half, seen, visit,
+                     part.starts, part.indices, part.values, first, last)  # fmt: skip
         return part.cut()
 
-    found = run_blocks(block, end - begin, rows_with_scratch(end - begin, _ROWS))
-    return join_rows(found).put_back(visit - begin)
+    return make_rows(visit, block, _ROWS)
 
 
-def weigh(rows: SparseRows, features: NDArray[Any], squares: NDArray[np.float64], first: int) -> None:
+def _order(lists: NDArray[np.int32]) -> NDArray[np.int64]:
+    """An order of rows by the lowest among the nearer half of their neighbours."""
+    return order_by(lists[:, : (lists.shape[1] + 1) // 2].min(1, initial=np.iinfo(np.int32).max))
+
+
+def weigh(
+    rows: SparseRows, features: NDArray[Any], squares: NDArray[np.float64], first: int,
+    others: NDArray[Any], other_squares: NDArray[np.float64],
+) -> None:  # fmt: skip
     """Fills in, in place, the weights that `members` left open; row i is features[first + i]."""
-    run_blocks(
-        lambda a, b: _weigh(features, squares, first, rows.starts, rows.indices, rows.values, a, b),
-        len(rows), _ROWS,
-    )  # fmt: skip
+
+    def block(begin: int, end: int) -> None:
+        _weigh(features, squares, first, others, other_squares, rows.starts, rows.indices, rows.values,
+               begin, end)  # fmt: skip
+
+    run_blocks(block, len(rows), _ROWS)
 
 
 def sum_to_one(rows: SparseRows) -> None:
@@ -248,17 +220,19 @@ def sum_to_one(rows: SparseRows) -> None:
 
 def expand(lists: NDArray[np.int32], rows: SparseRows, columns: int) -> SparseRows:
     """Means of rows: of those in each of the (R, k2) lists. Columns are below `columns`."""
-    sizes, near, visit = np.diff(rows.starts), lists.shape[1], _together(lists)
+    sizes, near = np.diff(rows.starts), lists.shape[1]
+    visit = order_by(leads(rows)[lists].min(1))
+    sums = Spare(lambda: np.zeros(columns))
 
     def block(first: int, last: int) -> SparseRows:
         size = int(sizes[lists[visit[first:last]]].sum())
         part = SparseRows(np.zeros(last - first + 1, np.int64), np.empty(size, np.int32), np.empty(size))
-        _average(lists, near, rows.starts, rows.indices, rows.values, np.zeros(columns), visit,
-                 part.starts, part.indices, part.values, first, last)  # fmt: skip
+        with sums.lent() as total:
+            _average(lists, near, rows.starts, rows.indices, rows.values, total, visit,
+                     part.starts, part.indices, part.values, first, last)  # fmt: skip
         return part.cut()
 
-    found = run_blocks(block, len(lists), rows_with_scratch(len(lists), _ROWS))
-    return join_rows(found).put_back(visit)
+    return make_rows(visit, block, _ROWS)
 
 
 def k_reciprocal(
@@ -278,8 +252,9 @@ def k_reciprocal(
     """
     lists = neighbours.indices
     n, columns = lists.shape
-    full, half = mutual(lists, n, min(half_columns(k1), columns))
-    rows = members(lists, neighbours.similarities, full, half, 0, n, n)
-    weigh(rows, features, squares, 0)
+    near = Nearby(lists, lists, lists)
+    full, half = mutual(near, min(half_columns(k1), columns))
+    rows = members(near, neighbours.similarities, full, half, n)
+    weigh(rows, features, squares, 0, features, squares)
     sum_to_one(rows)
     return rows if min(k2, columns) == 1 else expand(lists[:, :k2], rows, n)

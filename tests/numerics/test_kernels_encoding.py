@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from sklearn.cluster import DBSCAN
 
 from dmx.kernels.cpu.jaccard import jaccard_pairs
-from dmx.kernels.cpu.k_reciprocal import SparseRows, half_columns, k_reciprocal
+from dmx.kernels.cpu.k_reciprocal import half_columns, k_reciprocal
 from dmx.kernels.cpu.knn import self_knn
 from dmx.kernels.cpu.similarity import squared_lengths
+from dmx.kernels.cpu.sparse import SparseRows
 from dmx.kernels.dbscan import dbscan, dbscan_reference
 from dmx.kernels.jaccard import jaccard_reference
 from dmx.kernels.k_reciprocal import k_reciprocal_reference
