@@ -121,7 +121,8 @@ def scaling(results: dict[str, Any]) -> str:
     exponents = results["exponents"]
     lines += [
         "",
-        f"CPU time of all workers together, D = {results['width']}; peak memory beyond the features. With "
+        f"CPU time of all workers together, medians of {results['rows'][0]['runs']} (one run above 200,000 "
+        f"images), D = {results['width']}; peak memory beyond the features. With "
         f"one worker the time after the neighbours grows with the power {exponents['time']:.2f} of the "
         f"images, memory with the power {exponents['memory']:.2f}.",
     ]
@@ -210,7 +211,9 @@ def decoders(results: dict[str, Any]) -> str:
             version = results["versions"].get(name)
             label = f"{verb}{name}" + (f" {version}" if part == "decode" and version else "")
             lines.append(f"| {label} | {' | '.join(cells)} | {worst} |")
-    missing = "; ".join(f"{name} was not measured ({why})" for name, why in results["not_measured"].items())
+    missing = "; ".join(
+        f"{name} was not measured ({why.rstrip('.')})" for name, why in results["not_measured"].items()
+    )
     lines += [
         "",
         f"Time of one core of an {results['cpu']} an image, median of {results['rounds']} rounds over "
@@ -283,6 +286,37 @@ def row_precision(runs: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def embed(results: dict[str, Any]) -> str:
+    """Rates of the pipeline and of the forward pass alone, and what memory more images take."""
+    lines = [
+        "| images | dmx embed, images/s | forward alone, images/s | share | memory, GiB |",
+        "|---:|---:|---:|---:|---:|",
+    ]
+    for row in sorted(results["runs"], key=lambda run: run["images"]):
+        memory = (row["private_bytes"] + row["shared_bytes"]) / 2**30
+        lines.append(
+            f"| {row['images']:,} | {row['images_per_s']:.1f} | {row['bare_images_per_s']:.1f} "
+            f"| {row['share']:.0%} | {memory:.2f} |"
+        )
+    where = results["gpu"] or f"{results['cores']} cores of an {results['cpu']}"
+    height, width = results["image"]
+    cpu = ""
+    if results["gpu"] is None:
+        ways = {(row["precision"], row["compiled"]): row["cpu_ms_per_image"] for row in results["forward"]}
+        cpu = (
+            f" By the time of cores, {results['cpu_share']:.0%} of what an image more takes is the forward "
+            f"pass, which takes {ways['fp32', False]:.0f} ms of a core in fp32, {ways['bf16', False]:.0f} in "
+            f"bf16 and {ways['bf16', True]:.0f} compiled in bf16."
+        )
+    lines += [
+        "",
+        f"{results['backbone']}, {height} x {width}, batches of {results['batch']}, {results['precision']}, "
+        f"on {where}; the pipeline without its start, the forward pass on pixels in memory, in turn in one "
+        f"run of `benchmarks/embed.py`.{cpu}",
+    ]
+    return "\n".join(lines)
+
+
 def spread(shares: list[float]) -> str:
     """Mean and sample standard deviation, in percent."""
     deviation = statistics.stdev(shares) if len(shares) > 1 else 0.0
@@ -294,6 +328,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "cluster_cpu": cluster_cpu,
     "classifier": classifier,
     "decoders": decoders,
+    "embed": embed,
     "faults": faults,
     "gpu": gpu,
     "model": model,

@@ -27,6 +27,9 @@ RAY_SETTINGS = {
     # A host that is about to go takes its workers with it at once: they start again elsewhere.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+    # After one second without work Ray ends a worker that decodes, and soon starts another, whose imports
+    # take seconds of the cores that compute.
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",
 }
 POLL_S = 0.5
 CONNECT_S = 5.0

@@ -161,12 +161,12 @@ def _members(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _weigh(  # type: ignore[no-untyped-def]
-    features, squares, first_row, others, other_squares, members, weights, starts, sizes, D,
+    features, squares, numbers, others, other_squares, members, weights, starts, sizes, D,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Replaces the zeros among the weights: similarities of members that are no neighbours."""
     row = tl.program_id(0).to(tl.int64)
-    i, start = first_row + row, tl.load(starts + row)
+    i, start = tl.load(numbers + row), tl.load(starts + row)
     for t in range(start, start + tl.load(sizes + row)):
         if tl.load(weights + t) == 0.0:
             j = tl.load(members + t).to(tl.int64)
@@ -326,23 +326,26 @@ def members(
 
 
 def weigh(
-    rows: Members, features: torch.Tensor, squares: torch.Tensor, first: int,
+    rows: Members, features: torch.Tensor, squares: torch.Tensor, numbers: torch.Tensor,
     others: torch.Tensor, other_squares: torch.Tensor,
 ) -> None:  # fmt: skip
     """Fills in, in place, the weights that no list has.
 
     Args:
-        rows: row i is features[first + i]; where a weight is open the id is a row of `others`.
+        rows: where a weight is open the id is a row of `others`.
         features: contiguous; squares: their squared lengths, float64.
+        numbers: (R,) int64; row i of `rows` is features[numbers[i]].
         others, other_squares: the same of members; where all rows are at hand, the same once more.
     """
     if not takes_triton(features):
         csr = CpuSparseRows(rows.starts.numpy(), rows.ids.numpy(), rows.weights.numpy())
-        cpu.weigh(csr, as_array(features), squares.numpy(), first, as_array(others), other_squares.numpy())
+        cpu.weigh(
+            csr, as_array(features), squares.numpy(), numbers.numpy(), as_array(others), other_squares.numpy()
+        )
         return
     block = min(pad_to_power_of_two(features.shape[1], 32), _FEATURE_BLOCK)
     with on(features):
-        _weigh[(len(rows.sizes),)](features, squares, first, others, other_squares, rows.ids, rows.weights,
+        _weigh[(len(rows.sizes),)](features, squares, numbers, others, other_squares, rows.ids, rows.weights,
                                    rows.starts, rows.sizes, features.shape[1],
                                    BLOCK=block, num_warps=1)  # fmt: skip
 
@@ -390,12 +393,13 @@ def k_reciprocal(
     features, lists = features.contiguous(), neighbours.indices
     near = Nearby(lists, lists, lists)
     reciprocal = mutual(near, k1)
+    numbers = torch.arange(n, device=features.device)
     parts = []
     for begin in range(0, n, plan.rows_per_pass):
         end = min(begin + plan.rows_per_pass, n)
         similarities, full = neighbours.similarities[begin:end], reciprocal.full[begin:end]
         rows = members(near.part(begin, end), similarities, full, reciprocal.half, k1, n)
-        weigh(rows, features, squares, begin, features, squares)
+        weigh(rows, features, squares, numbers[begin:end], features, squares)
         parts.append(sum_to_one(rows))
         del rows  # before the next takes its room
     v = parts[0] if len(parts) == 1 else join_rows(parts)

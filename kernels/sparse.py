@@ -38,6 +38,14 @@ class SparseRows:
         starts = self.starts[begin : end + 1] - first
         return SparseRows(starts, self.indices[first:last], self.values[first:last])
 
+    def put_back(self, order: torch.Tensor) -> SparseRows:
+        """The same in another order: row i of these becomes row order[i], (N,) int64."""
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order), device=order.device)
+        sizes = self.starts.diff()[place]
+        entries = places_of(self.starts[:-1][place], sizes)
+        return SparseRows(starts_of(sizes), self.indices[entries], self.values[entries])
+
     @property
     def rows(self) -> torch.Tensor:
         """(entries,) int64, the row of every entry."""

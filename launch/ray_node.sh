@@ -43,6 +43,8 @@ alive_ms=$((${DMX_ALIVE_S:-30} * 1000))
 export RAY_health_check_failure_threshold=4 RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
 export RAY_health_check_period_ms=$((alive_ms / 12)) RAY_health_check_timeout_ms=$((alive_ms / 6))
 export RAY_gcs_rpc_server_reconnect_timeout_s=${DMX_ALIVE_S:-30}
+# Workers that decode stay between their tasks: starting others takes seconds of the cores that compute.
+export RAY_idle_worker_killing_time_threshold_ms=600000
 [ -n "${RAY_AUTH_TOKEN:-}" ] || RAY_AUTH_TOKEN_PATH=$("$(dirname "$0")/token.sh")
 [ -n "${RAY_AUTH_TOKEN:-}" ] || export RAY_AUTH_TOKEN_PATH
 export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$interface} NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$interface}

@@ -41,55 +41,61 @@ def sharded_k_reciprocal(
     if group.size == 1:
         return k_reciprocal(features, neighbours, k1, k2, squares=squares)
     lists = neighbours.indices
-    full, half = _mutual(group, lists, k1)
+    # Rows that share neighbours come in one block, which then asks for fewer lists.
+    order = torch.argsort(lists[:, : (lists.shape[1] + 1) // 2].min(1).values, stable=True)
+    full, half = _mutual(group, lists, order, k1)
     parts = []
     for begin, end in blocks(group, BLOCK_ROWS, "the blocks of the encoding"):
-        near, their_half = _nearby(group, lists, begin, end, half)
-        similarities = neighbours.similarities[begin:end].contiguous()
-        rows = members(near, similarities, full[begin:end], their_half, k1, group.rows)
-        _weigh(group, rows, features, squares, begin)
-        parts.append(sum_to_one(rows))
-    v = join_rows(parts)
-    near_columns = min(k2, lists.shape[1])
-    return v if near_columns == 1 else _expand(group, v, lists[:, :near_columns])
+        rows = order[begin:end]
+        near, their_half = _nearby(group, lists, rows, half)
+        found = members(near, neighbours.similarities[rows], full[rows], their_half, k1, group.rows)
+        _weigh(group, found, features, squares, rows)
+        parts.append(sum_to_one(found))
+    v = join_rows(parts).put_back(order)
+    columns = min(k2, lists.shape[1])
+    return v if columns == 1 else _expand(group, v, lists[:, :columns], order)
 
 
-def _mutual(group: Group, lists: torch.Tensor, k1: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _mutual(
+    group: Group, lists: torch.Tensor, order: torch.Tensor, k1: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Reciprocity of this worker's rows, by the full and by the half lists."""
     parts = []
     for begin, end in blocks(group, BLOCK_ROWS, "the blocks of reciprocity"):
-        parts.append(mutual(_nearby(group, lists, begin, end)[0], k1))
-    return torch.cat([part.full for part in parts]), torch.cat([part.half for part in parts])
+        parts.append(mutual(_nearby(group, lists, order[begin:end])[0], k1))
+    place = torch.argsort(order)
+    return torch.cat([part.full for part in parts])[place], torch.cat([part.half for part in parts])[place]
 
 
 def _nearby(
-    group: Group, lists: torch.Tensor, begin: int, end: int, *tables: torch.Tensor
+    group: Group, lists: torch.Tensor, rows: torch.Tensor, *tables: torch.Tensor
 ) -> tuple[Nearby, *tuple[torch.Tensor, ...]]:
-    """Rows [begin, end) of this worker with their neighbours' lists, and rows of `tables`."""
-    own = lists[begin:end].contiguous()
+    """Some rows of this worker with their neighbours' lists, and the neighbours' rows of `tables`."""
+    own = lists[rows]
     named, places = torch.unique(own, return_inverse=True)
     fetched = Request.of(group, named, "lists of neighbours").rows(lists, *tables)
     return Nearby(own, places.int(), fetched[0]), *fetched[1:]
 
 
-def _weigh(group: Group, rows: Members, features: torch.Tensor, squares: torch.Tensor, begin: int) -> None:
-    """Weights of members that are no neighbours, from their features."""
-    places = rows.places()
-    unknown = places[rows.weights[places] == 0]
-    needed, at = torch.unique(rows.ids[unknown], return_inverse=True)
+def _weigh(
+    group: Group, found: Members, features: torch.Tensor, squares: torch.Tensor, rows: torch.Tensor
+) -> None:
+    """Weights of members of some rows that are no neighbours, from their features."""
+    places = found.places()
+    unknown = places[found.weights[places] == 0]
+    needed, at = torch.unique(found.ids[unknown], return_inverse=True)
     request = Request.of(group, needed, "features of members that are no neighbours")
     fetched, fetched_squares = request.rows(features, squares)
-    ids = rows.ids.clone()
+    ids = found.ids.clone()
     ids[unknown] = at.int()
-    open_rows = Members(rows.starts, rows.sizes, ids, rows.weights)
-    weigh(open_rows, features, squares, begin, fetched, fetched_squares)
+    open_members = Members(found.starts, found.sizes, ids, found.weights)
+    weigh(open_members, features, squares, rows, fetched, fetched_squares)
 
 
-def _expand(group: Group, v: SparseRows, lists: torch.Tensor) -> SparseRows:
+def _expand(group: Group, v: SparseRows, lists: torch.Tensor, order: torch.Tensor) -> SparseRows:
     parts = []
     for begin, end in blocks(group, BLOCK_ROWS, "the blocks of query expansion"):
-        near = lists[begin:end]
-        needed, places = torch.unique(near, return_inverse=True)
+        needed, places = torch.unique(lists[order[begin:end]], return_inverse=True)
         rows = Request.of(group, needed, "encodings of neighbours").sparse_rows(v)
         parts.append(expand(rows, places.int(), group.rows))
-    return join_rows(parts)
+    return join_rows(parts).put_back(order)

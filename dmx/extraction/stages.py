@@ -86,13 +86,13 @@ class Decode:
 
     def __call__(self, chunks: Any) -> Iterator[Any]:
         """Read, decode and resize; yields a table of one batch at a time."""
+        if self.is_nice:
+            _give_way()  # before the imports, which take seconds
         import torch
 
         from dmx.embedding import decode_rows
 
         torch.set_num_threads(1)
-        if self.is_nice:
-            _give_way()
         split = self.source.split()
         for chunk in chunks.to_pylist():
             for begin in range(chunk["begin"], chunk["end"], self.batch_size):

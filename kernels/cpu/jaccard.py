@@ -17,7 +17,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from dmx.kernels.cpu.blocks import Spare, run_blocks
-from dmx.kernels.cpu.sparse import SparseRows, join_rows, leads, make_rows, order_by
+from dmx.kernels.cpu.sparse import SparseRows, join_rows, together
 
 DECIMALS = 12
 _ROWS = 512
@@ -207,7 +207,7 @@ def jaccard_pairs(v: SparseRows, max_distance: float) -> SparseRows:
     longest = int(np.diff(v.starts).max(initial=0))
     least = max(2 * (1 - max_distance) / (2 - max_distance) - 1e-6 - longest * 2.0**-23, 0.0)
     heads = _heads(v, 0.7 * least)
-    visit = order_by(leads(v))
+    visit = together(v)
     scratch = Spare(lambda: (np.zeros(n, np.float32), np.zeros(n), np.empty(n + 1, np.int32)))
 
     def block(begin: int, end: int) -> SparseRows:
@@ -223,7 +223,7 @@ def jaccard_pairs(v: SparseRows, max_distance: float) -> SparseRows:
                 return SparseRows(starts, out[:used].copy(), distances[:used].copy())
             room = used
 
-    return make_rows(visit, block, _ROWS)
+    return join_rows(run_blocks(block, n, _ROWS)).put_back(visit)
 
 
 def candidates(

@@ -1,13 +1,13 @@
-"""Sparse rows on the CPU, and an order in which to make them.
+"""Sparse rows on the CPU, and an order in which to visit them.
 
 Rows of one person name the same columns, and what one of them has brought into the cache is there for the
-next. So rows are made in an order in which those that share columns follow each other (`order_by`), and then
-put back into their own (`make_rows`). Results do not depend on the order.
+next. So rows are visited in an order in which those that share columns follow each other (`together`), and
+what is made of them is put back into their own. Results do not depend on the order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,18 @@ class SparseRows:
         used = int(self.starts[-1])
         return SparseRows(self.starts, self.indices[:used].copy(), self.values[:used].copy())
 
+    def put_back(self, order: NDArray[np.int64]) -> SparseRows:
+        """The same in another order: row i of these becomes row order[i]."""
+        sizes = np.empty(len(order), np.int64)
+        sizes[order] = np.diff(self.starts)
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+        indices, values = np.empty(starts[-1], np.int32), np.empty(starts[-1])
+        run_blocks(
+            lambda a, b: _put(self.starts, self.indices, self.values, order, starts, indices, values, a, b),
+            len(order), _ROWS,
+        )  # fmt: skip
+        return SparseRows(starts, indices, values)
+
 
 @njit(cache=True, nogil=True)
 def _leads(starts, indices, values, leads, begin, end):  # type: ignore[no-untyped-def]
@@ -49,52 +61,23 @@ def _leads(starts, indices, values, leads, begin, end):  # type: ignore[no-untyp
 
 
 @njit(cache=True, nogil=True)
-def _put(starts, indices, values, rows, to_starts, to_indices, to_values):  # type: ignore[no-untyped-def]
-    for place in range(len(rows)):
-        to = to_starts[rows[place]]
+def _put(starts, indices, values, order, to_starts, to_indices, to_values, begin, end):  # type: ignore[no-untyped-def]
+    for place in range(begin, end):
+        to = to_starts[order[place]]
         for t in range(starts[place], starts[place + 1]):
             to_indices[to], to_values[to] = indices[t], values[t]
             to += 1
 
 
-def leads(rows: SparseRows) -> NDArray[np.int32]:
-    """(N,) the lowest of every row's strong columns, of at least half its largest value; -1 without columns.
+def together(rows: SparseRows) -> NDArray[np.int64]:
+    """(N,) an order of rows in which those with the same lowest strong column follow each other.
 
-    Rows of one person have the same lead more often than not; the lowest of all columns is often a stranger.
+    Strong are columns of at least half a row's largest value. Rows of one person have their lowest in common
+    more often than not; the lowest of all columns is often a stranger.
     """
-    found = np.empty(len(rows), np.int32)
-    run_blocks(lambda a, b: _leads(rows.starts, rows.indices, rows.values, found, a, b), len(rows), _ROWS)
-    return found
-
-
-def order_by(leads: NDArray[np.int32]) -> NDArray[np.int64]:
-    """(N,) the rows in an order in which those with the same lead follow each other."""
+    leads = np.empty(len(rows), np.int32)
+    run_blocks(lambda a, b: _leads(rows.starts, rows.indices, rows.values, leads, a, b), len(rows), _ROWS)
     return np.argsort(leads, kind="stable")
-
-
-def make_rows(
-    visit: NDArray[np.int64], block: Callable[[int, int], SparseRows], rows_per_block: int
-) -> SparseRows:
-    """Rows that are made in blocks, in another order than theirs.
-
-    Args:
-        visit: (N,) the order.
-        block: makes rows visit[begin:end], in that order, when it is called with begin and end.
-        rows_per_block: how many at most.
-    """
-    parts = run_blocks(block, len(visit), rows_per_block)
-    sizes = np.empty(len(visit), np.int64)
-    sizes[visit] = np.concatenate([np.empty(0, np.int64), *(np.diff(part.starts) for part in parts)])
-    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
-    indices, values = np.empty(starts[-1], np.int32), np.empty(starts[-1])
-
-    def put(number: int, _: int) -> None:
-        part, first = parts[number], number * rows_per_block
-        rows = visit[first : first + len(part)]
-        _put(part.starts, part.indices, part.values, rows, starts, indices, values)
-
-    run_blocks(put, len(parts), 1)
-    return SparseRows(starts, indices, values)
 
 
 def join_rows(parts: Sequence[SparseRows]) -> SparseRows:

@@ -204,3 +204,29 @@ def test_object_stores(
     assert main(words) == 0
     assert "2 of 3 parts are done; going on with the others" in capsys.readouterr().out
     assert len(Features(out)) == 3 * ROWS - 4
+
+
+IDLE = """
+import json, os, time, ray
+from dmx.ray_cluster import ray_cluster
+def work():
+    time.sleep(1)
+    return os.getpid()
+with ray_cluster(cpus=1):
+    task = ray.remote(num_cpus=0)(work)
+    pids = []
+    for pause_s in (0, 6):
+        time.sleep(pause_s)
+        pids.append(ray.get([task.remote() for _ in range(3)]))
+print(json.dumps(pids))
+"""
+
+
+def test_workers_stay_between_their_tasks() -> None:
+    """Those that decode would start again after every pause, and import for seconds."""
+    done = subprocess.run(
+        [sys.executable, "-c", IDLE], capture_output=True, text=True, timeout=120, check=True
+    )
+    first, second = json.loads(done.stdout)
+    assert len(set(first)) == 3
+    assert set(second) <= set(first)
