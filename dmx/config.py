@@ -102,6 +102,11 @@ class BatchConfig:
 class ClusterConfig:
     """Pseudo-labels; the defaults are the paper's."""
 
+    labels: Literal["pseudo", "true"] = _doc(
+        "pseudo",
+        "true takes the target's own identities instead of clusters: what the method would reach with human "
+        "labels",
+    )
     k1: int = _doc(30, "neighbours of k-reciprocal encoding, the image itself included", low=1)
     k2: int = _doc(6, "neighbours of query expansion, the image itself included", low=1)
     eps: float = _doc(0.6, "DBSCAN radius in Jaccard distance", low=0, high=1)
@@ -176,7 +181,9 @@ class LossConfig:
     logit_scale: float = _doc(0.5, "identity logits are multiplied by this", low=0)
     triplet_weight: float = _doc(1.0, "weight of the soft triplet loss", low=0)
     triplet_margin: float = _doc(0.0, "margin of the soft triplet loss", low=0, high=1)
-    balance_weight: float = _doc(1.0, "weight of the domain balance loss in stage two", low=0)
+    balance_weight: float = _doc(
+        1.0, "weight of the domain balance loss in stage two; 0 trains no discriminator", low=0
+    )
 
 
 @dataclass(frozen=True)

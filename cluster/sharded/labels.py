@@ -82,7 +82,10 @@ def sharded_pseudo_labels(
     labels = torch.from_numpy(found.labels)
     count = int(found.labels.max()) + 1
     return ShardedPseudoLabels(
-        found.labels, found.independence_threshold, count, _centroids(group, rows, squares, labels, count)
+        found.labels,
+        found.independence_threshold,
+        count,
+        sharded_centroids(group, rows, squares, labels, count),
     )
 
 
@@ -154,10 +157,20 @@ def _reliable(group: Group, three: torch.Tensor, chosen: Settings) -> Reliable:
     return Reliable(labels.cpu().numpy(), None if np.isnan(value) else value)
 
 
-def _centroids(
+def sharded_centroids(
     group: Group, features: torch.Tensor, squares: torch.Tensor, labels: torch.Tensor, count: int
 ) -> torch.Tensor:
-    """Unit means of this worker's share of the pseudo-identities, from their images wherever they are."""
+    """Unit means of this worker's share of the pseudo-identities, from their images wherever they are.
+
+    Args:
+        group: the workers, which all call it.
+        features: (own rows, D), this worker's; squares: (own rows,) float64, their squared lengths.
+        labels: (N,) int64 of all images, from 0 to count - 1, each with an image at least; -1 for none.
+        count: C.
+
+    Returns:
+        Rows C rank // W to C (rank + 1) // W of (C, D) float32.
+    """
     first, last = count * group.rank // group.size, count * (group.rank + 1) // group.size
     wanted = torch.nonzero((labels >= first) & (labels < last)).flatten()
     order = wanted[torch.argsort(labels[wanted], stable=True)]

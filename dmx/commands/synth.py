@@ -16,6 +16,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dmx.synth.styles import STYLES
+
 if TYPE_CHECKING:
     from dmx.synth.dataset import Request
 
@@ -33,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--style",
         default=None,
         metavar="NAME",
-        help="street, mall or campus; a sheet also takes all (default: street; on a sheet: all)",
+        help=f"{', '.join(STYLES)}; a sheet also takes all (default: street; on a sheet: all)",
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="which people, cameras and scenes (default: 0)"

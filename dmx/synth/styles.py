@@ -230,7 +230,49 @@ CAMPUS = Style(
     occlusion=0.2,
 )
 
-STYLES: dict[str, Style] = {style.name: style for style in (STREET, MALL, CAMPUS)}
+STATION = Style(
+    name="station",
+    number=3,
+    caption="station: an underground platform in autumn, greenish tubes overhead, wide lenses",
+    wardrobe=Wardrobe(
+        neutral=0.65,
+        neutral_weights=(4, 3, 3, 2, 1, 1, 1, 3, 3, 2, 2, 2, 2),
+        saturation=(0.25, 0.8),
+        value=(0.2, 0.8),
+        patterned=0.3,
+        short_sleeves=0.2,
+        shorts=0.06,
+        skirts=0.2,
+        coats=0.3,
+        bags=0.65,
+        bag_weights=(0.5, 0.25, 0.25),
+        hats=0.18,
+        scarves=0.14,
+    ),
+    lighting=Lighting(
+        indoor=True,
+        key=(0.3, 0.9),
+        key_elevation_deg=(55, 85),
+        key_warmth=(-0.1, 0.04),
+        ambient=(0.35, 0.7),
+        ambient_coolness=(0.0, 0.1),
+        lit_windows=0.0,
+    ),
+    optics=Optics(height_m=(2.4, 3.8), distance_m=(3.5, 9.0), focal_px=(380, 800)),
+    sensor=Sensor(
+        noise=(0.01, 0.04),
+        blur_px=(0.1, 1.0),
+        motion_px=(0.0, 2.0),
+        jpeg_quality=(30, 75),
+        gamma=(0.85, 1.25),
+        exposure=(0.26, 0.45),
+        saturation=(0.55, 1.0),
+        tint=(0.96, 1.04, 0.95),
+    ),
+    occlusion=0.25,
+)
+
+STYLES: dict[str, Style] = {style.name: style for style in (STREET, MALL, CAMPUS, STATION)}
 
 
 def style_named(name: str) -> Style:

@@ -75,9 +75,7 @@ class TrainingData:
         # The published code takes RandPerson's camera without its scene.
         camera = "camera" if config.compat == "official" else "scene"
         source = open_dataset(config.data.source, camera=camera).split("train")
-        names, labels = np.unique(source.identities, return_inverse=True)
-        labels = labels.astype(np.int64) - int((names < 0).sum())
-        labels[labels < 0] = -1
+        labels = _numbered(source.identities)
         if labels.max(initial=-1) < 1:
             raise DmxError(
                 f"{config.data.source}: wanted labels of at least 2 identities in split train, found fewer"
@@ -85,12 +83,22 @@ class TrainingData:
         target = None
         if config.data.target is not None:
             target = open_dataset(config.data.target, camera=camera).split("train")
+            if config.cluster.labels == "true" and target.identities.max(initial=-1) < 0:
+                raise DmxError(
+                    f"{config.data.target}: cluster.labels is true, which wants a target with identities, "
+                    "found none in split train; leave cluster.labels out to cluster"
+                )
         return cls(config, source, labels, target, _open_tests(config.data.tests))
 
     @property
     def num_source(self) -> int:
         """Identities of the source, S."""
         return int(self.source_labels.max()) + 1
+
+    def true_labels(self) -> Tensor:
+        """(N,) int64 identities of the target, numbered from 0; -1 where unknown."""
+        assert self.target is not None
+        return torch.from_numpy(_numbered(self.target.identities))
 
     def least_pseudo_identities(self) -> int:
         """How many pseudo-identities a batch wants; with fewer, the same ones would fill every batch."""
@@ -169,6 +177,12 @@ class TrainingData:
             rank=rank,
             world=parts,
         )
+
+
+def _numbered(identities: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The same identities numbered from 0 without gaps; -1 stays."""
+    names, numbers = np.unique(identities, return_inverse=True)
+    return np.maximum(numbers.astype(np.int64) - int((names < 0).sum()), -1)
 
 
 def train_transform(config: Config) -> TrainTransform:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dmx.cluster.sharded import sharded_pseudo_labels
+from dmx.cluster.sharded import sharded_centroids, sharded_pseudo_labels
 from dmx.cluster.validation import as_features
 from dmx.data.shards import Split
 from dmx.distributed import meet, share, use_cores
@@ -116,7 +116,7 @@ def train(trainer: Trainer, epoch: int, labels: EpochLabels | None) -> None:
             start = time.monotonic()
             torch.manual_seed(_step_seed(config.seed, epoch, step, world.rank))
             with waiting(f"step {step} of epoch {epoch}"):
-                if trains_discriminator(config.schedule, stage, step):
+                if trains_discriminator(config, stage, step):
                     losses = train_discriminator(players, config, trainer.data.num_source, batches, world)
                 else:
                     losses = train_model(players, config, stage, weight, batches, world)
@@ -168,6 +168,10 @@ def _cluster(trainer: Trainer, epoch: int, features: Features) -> tuple[EpochLab
     assert trainer.data.target is not None
     group = shards_of(world, len(trainer.data.target))
     rows, squares = as_features(features, world.device.type, may_be_empty=True)
+    if settings.labels == "true":
+        known = trainer.data.true_labels()
+        identities = int(known.max()) + 1
+        return EpochLabels(known, identities), sharded_centroids(group, rows, squares, known, identities)
     found = sharded_pseudo_labels(
         rows,
         group=group,

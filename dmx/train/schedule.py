@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from enum import Enum
 
-from dmx.config import Config, ScheduleConfig
+from dmx.config import Config
 
 
 class Stage(Enum):
@@ -44,9 +44,13 @@ def identity_weight(config: Config, epoch: int) -> float:
     return config.loss.identity_weight_stage_one
 
 
-def trains_discriminator(schedule: ScheduleConfig, stage: Stage, step: int) -> bool:
-    """Whether this step of the epoch trains the discriminator alone: the first and every n-th after it."""
-    return stage is Stage.TWO and step % schedule.discriminator_every == 0
+def trains_discriminator(config: Config, stage: Stage, step: int) -> bool:
+    """Whether this step of the epoch trains the discriminator alone: the first and every n-th after it.
+
+    None does where nothing is played against it (`loss.balance_weight` 0).
+    """
+    plays = stage is Stage.TWO and config.loss.balance_weight > 0
+    return plays and step % config.schedule.discriminator_every == 0
 
 
 def begins_anew(config: Config, epoch: int) -> bool:

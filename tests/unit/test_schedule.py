@@ -71,9 +71,15 @@ def test_identity_weight_and_discriminator_steps() -> None:
     """10, from stage two on 1; in stage two every 10th step is the discriminator's, in the others none."""
     config = _config()
     assert [identity_weight(config, epoch) for epoch in (0, 29, 30, 59)] == [10, 10, 1, 1]
-    steps = [step for step in range(25) if trains_discriminator(config.schedule, Stage.TWO, step)]
+    steps = [step for step in range(25) if trains_discriminator(config, Stage.TWO, step)]
     assert steps == [0, 10, 20]
-    assert not any(trains_discriminator(config.schedule, s, 10) for s in (Stage.ONE, Stage.SOURCE))
+    assert not any(trains_discriminator(config, s, 10) for s in (Stage.ONE, Stage.SOURCE))
+
+
+def test_without_the_game_no_step_is_the_discriminators() -> None:
+    """Every step trains the model."""
+    config = from_tree(("test", {"loss": {"balance_weight": 0}}))
+    assert not any(trains_discriminator(config, Stage.TWO, step) for step in range(25))
 
 
 def test_the_identity_weight_does_not_jump_back_and_a_baseline_keeps_its_own() -> None:
