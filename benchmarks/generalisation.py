@@ -61,7 +61,7 @@ WAYS: dict[str, list[str]] = {
     "synthetic only": [],
     "pseudo-labels": ["loss.balance_weight=0"],
     "DomainMix": [],
-    "true labels": ["cluster.labels=true"],
+    "true labels": ["cluster.labels=identities"],
 }
 WITHOUT_TARGET = "synthetic only"
 

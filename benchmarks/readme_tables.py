@@ -304,9 +304,9 @@ def embed(results: dict[str, Any]) -> str:
     if results["gpu"] is None:
         ways = {(row["precision"], row["compiled"]): row["cpu_ms_per_image"] for row in results["forward"]}
         cpu = (
-            f" By the time of cores, {results['cpu_share']:.0%} of what an image more takes is the forward "
-            f"pass, which takes {ways['fp32', False]:.0f} ms of a core in fp32, {ways['bf16', False]:.0f} in "
-            f"bf16 and {ways['bf16', True]:.0f} compiled in bf16."
+            f" An image more takes {1000 * results['cpu_s_per_image']:.0f} ms of a core; the forward pass "
+            f"alone {ways['fp32', False]:.0f} in fp32, {ways['bf16', False]:.0f} in bf16 and "
+            f"{ways['bf16', True]:.0f} compiled in bf16."
         )
     lines += [
         "",
@@ -339,6 +339,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 
 def filled(text: str) -> str:
     """The README with every table made anew."""
+    marks = re.findall(r"<!-- (table|end)\b", text)
+    if marks != ["table", "end"] * (len(marks) // 2):
+        raise SystemExit("README.md: wanted an end mark after every table mark, and none besides")
     unknown = set(re.findall(r"<!-- table: (\w+) -->", text)) - set(TABLES)
     if unknown:
         raise SystemExit(f"README.md: no function makes the tables {', '.join(sorted(unknown))}")

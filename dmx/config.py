@@ -102,10 +102,9 @@ class BatchConfig:
 class ClusterConfig:
     """Pseudo-labels; the defaults are the paper's."""
 
-    labels: Literal["pseudo", "true"] = _doc(
-        "pseudo",
-        "true takes the target's own identities instead of clusters: what the method would reach with human "
-        "labels",
+    labels: Literal["clusters", "identities"] = _doc(
+        "clusters",
+        "identities takes the target's own instead of clusters: what the method would reach with labels",
     )
     k1: int = _doc(30, "neighbours of k-reciprocal encoding, the image itself included", low=1)
     k2: int = _doc(6, "neighbours of query expansion, the image itself included", low=1)

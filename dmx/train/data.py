@@ -83,10 +83,10 @@ class TrainingData:
         target = None
         if config.data.target is not None:
             target = open_dataset(config.data.target, camera=camera).split("train")
-            if config.cluster.labels == "true" and target.identities.max(initial=-1) < 0:
+            if config.cluster.labels == "identities" and target.identities.max(initial=-1) < 0:
                 raise DmxError(
-                    f"{config.data.target}: cluster.labels is true, which wants a target with identities, "
-                    "found none in split train; leave cluster.labels out to cluster"
+                    f"{config.data.target}: cluster.labels is identities, which wants a target with "
+                    "identities, found none in split train; leave cluster.labels out to cluster"
                 )
         return cls(config, source, labels, target, _open_tests(config.data.tests))
 

@@ -168,7 +168,7 @@ def _cluster(trainer: Trainer, epoch: int, features: Features) -> tuple[EpochLab
     assert trainer.data.target is not None
     group = shards_of(world, len(trainer.data.target))
     rows, squares = as_features(features, world.device.type, may_be_empty=True)
-    if settings.labels == "true":
+    if settings.labels == "identities":
         known = trainer.data.true_labels()
         identities = int(known.max()) + 1
         return EpochLabels(known, identities), sharded_centroids(group, rows, squares, known, identities)

@@ -269,3 +269,12 @@ def test_the_readme_says_when_no_gpu_was_measured(scripts: Any, trial: dict[str,
     predictions = tables.model(load("model"))
     assert "not measured" in predictions
     assert "| 100,000,000 | 2048 | 256 |" in predictions
+
+
+@pytest.mark.parametrize(
+    "text", ["<!-- table: demo -->\ntext\n<!-- table: ivf -->\n<!-- end -->", "<!-- end -->"]
+)
+def test_a_table_without_its_end_is_not_filled(scripts: Any, text: str) -> None:
+    """It would swallow everything up to the end of the next."""
+    with pytest.raises(SystemExit, match="an end mark after every table mark"):
+        scripts("readme_tables").filled(text)

@@ -119,9 +119,9 @@ def test_a_batch_wants_as_many_pseudo_identities_as_the_sampler_draws(
 
 def test_true_labels_take_the_place_of_clusters(tree: dict[str, Any]) -> None:
     """People are numbered from 0; their rows are the unit means of their features."""
-    data = TrainingData.open(_config(tree, cluster={"labels": "true"}))
+    data = TrainingData.open(_config(tree, cluster={"labels": "identities"}))
     assert data.target is not None
-    run = _trainer(_config(tree, cluster={"labels": "true"}), data)
+    run = _trainer(_config(tree, cluster={"labels": "identities"}), data)
     features = np.random.default_rng(0).standard_normal((PEOPLE * IMAGES, 2)).astype(np.float32)
     labels, rows = loop._cluster(run, 0, features)
     assert labels.labels.tolist() == np.repeat(np.arange(PEOPLE), IMAGES).tolist()
@@ -136,8 +136,10 @@ def test_true_labels_want_a_target_that_has_them(tree: dict[str, Any], tmp_path:
     """Not at the first epoch that uses it."""
     with DatasetWriter(tmp_path / "nameless", layout="crops") as writer:
         writer.add("train", b"image", -1, -1, "0.jpg")
-    changes = {"data": {"target": str(tmp_path / "nameless")}, "cluster": {"labels": "true"}}
-    with pytest.raises(DmxError, match=r"nameless: cluster\.labels is true, which wants a target with ident"):
+    changes = {"data": {"target": str(tmp_path / "nameless")}, "cluster": {"labels": "identities"}}
+    with pytest.raises(
+        DmxError, match=r"nameless: cluster\.labels is identities, which wants a target with ident"
+    ):
         TrainingData.open(_config(tree, **changes))
 
 
