@@ -4,8 +4,9 @@
 
 Rendered people of 256 x 128 are ingested, and the whole of `dmx embed` is run on them in processes of its
 own: shards, decoding, forward pass, Parquet. In turn with it, the bare forward pass runs on batches of pixels
-that lie in memory, with the same model, batch size, precision and number of threads; what counts is images a
-second from the first batch to the last. Memory is that of all processes of the command, shared memory
+that lie in memory, with the same model, batch size, precision and number of threads, at the niceness of this
+process, while Ray lets its workers give way to others; what counts is images a second from the first batch
+to the last. Memory is that of all processes of the command, shared memory
 included, for some images and for several times as many. On the CPU it also measures whether compiling the
 model pays, and bfloat16. Writes benchmarks/results/embed.json.
 """

@@ -6,8 +6,9 @@ fresh processes, which are warmed up on a few rows first (compilation, thread po
 threads of this machine and talk through gloo on the loopback interface.
 
 For every size and number of workers: seconds of each stage, wall and CPU (summed over the workers), and the
-peak memory of a worker beyond its rows (VmHWM less what was there before the first stage). A line fitted
-through the logarithms of medians gives the exponent with which time after the neighbours, and memory, grow.
+peak memory of a worker beyond its rows (VmHWM less what was there before the first stage); of several runs
+the one with the median time. A line fitted through the logarithms gives the exponent with which time after
+the neighbours, and memory, grow.
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --sizes 10000 20000 50000 --workers 1 2
@@ -198,7 +199,7 @@ def main() -> None:
         "--runs",
         type=int,
         default=3,
-        help="measurements of each, of the largest sizes one (default: %(default)s)",
+        help=f"of each, one of more than {MOST_REPEATED:,} images (default: %(default)s)",
     )
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
@@ -206,6 +207,8 @@ def main() -> None:
     if args.worker:
         worker(args.worker)
         return
+    if args.runs < 1:
+        parser.error(f"--runs: wanted at least 1, found {args.runs}")
     plan = [(n, 1) for n in args.sizes] + [(n, w) for n in args.shared_sizes for w in args.workers]
     measured: dict[tuple[int, int], list[dict[str, Any]]] = {each: [] for each in plan}
     for run in range(args.runs):  # in turn: the machine may be slower for a while

@@ -183,7 +183,9 @@ def _read_neighbours(folder: Path, group: Group) -> Neighbours | None:
                 similarities.append(saved.get_slice("similarities")[at - begin : last - begin])
             at = last
     if not indices:
-        return Neighbours(torch.empty((0, 0), dtype=torch.int32), torch.empty((0, 0), dtype=torch.float64))
+        with safe_open(files[0], "pt") as saved:
+            columns = saved.get_slice("indices").get_shape()[1]
+        return Neighbours(torch.empty((0, columns), dtype=torch.int32), torch.empty((0, columns)).double())
     return Neighbours(torch.cat(indices), torch.cat(similarities))
 
 

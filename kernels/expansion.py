@@ -116,6 +116,8 @@ def expand(v: SparseRows, lists: torch.Tensor, columns: int) -> SparseRows:
         return SparseRows.of(cpu.expand(lists.numpy(), v.on_cpu(), columns))
     n, near = lists.shape
     sizes = torch.empty(n, dtype=torch.int32, device=lists.device)
+    if n == 0:
+        return empty_rows(sizes)
     settings = {"LISTS": near, "GROUP": _LIST_GROUP, "BLOCK": _ENTRY_BLOCK,
                 "num_warps": _AVERAGE_WARPS, "maxnreg": _AVERAGE_REGISTERS}  # fmt: skip
     with on(lists):

@@ -214,6 +214,12 @@ def plan_k_reciprocal(n: int, k1: int, k2: int, free_bytes: int | None = None) -
     return split("k_reciprocal", n, n * (20 + rows), scratch, free_bytes, LEAST_ROWS, MOST_ROWS)
 
 
+def _require_mask(k1: int) -> None:
+    if k1 > MOST_COLUMNS:
+        advice = 'shorten the lists, or use device="cpu"'
+        raise ValueError(f"k_reciprocal: wanted k1 <= {MOST_COLUMNS}, found {k1}; {advice}")
+
+
 def _warps(tile: int) -> int:
     return max(1, tile // _TILE_PER_WARP)
 
@@ -279,12 +285,16 @@ def mutual(near: Nearby, k1: int) -> Mutual:
     Args:
         near: contiguous.
         k1: length of the neighbour lists asked for.
+
+    Raises:
+        ValueError: k1 is above 64, on a GPU.
     """
     rows, columns = near.own.shape
     half, _, _ = _widths(columns, k1)
     if not takes_triton(near.own):
         found = cpu.mutual(near.on_cpu(), half)
         return Mutual(torch.from_numpy(found[0]), torch.from_numpy(found[1]))
+    _require_mask(k1)
     padded = pad_to_power_of_two(columns, 16)
     out = Mutual(*(torch.empty(rows, dtype=torch.int64, device=near.own.device) for _ in range(2)))
     with on(near.own):
@@ -369,7 +379,7 @@ def k_reciprocal(
 
     Args:
         features: (N, D) of any floating type.
-        neighbours: of `self_knn(features, k1)`.
+        neighbours: of `self_knn(features, k1)`, every row itself first.
         k1: length of the neighbour lists asked for; decides the length of the half lists.
         k2: neighbours averaged by query expansion, itself included; 1 for none.
         squares: (N,) float64 squared lengths where the caller has them already.
@@ -385,9 +395,7 @@ def k_reciprocal(
     if not takes_triton(features):
         near = CpuNeighbours(neighbours.indices.numpy(), neighbours.similarities.numpy())
         return SparseRows.of(cpu.k_reciprocal(as_array(features), squares.numpy(), near, k1, k2))
-    if k1 > MOST_COLUMNS:
-        advice = 'shorten the lists, or use device="cpu"'
-        raise ValueError(f"k_reciprocal: wanted k1 <= {MOST_COLUMNS}, found {k1}; {advice}")
+    _require_mask(k1)
     n, columns = neighbours.indices.shape
     plan = plan_k_reciprocal(n, k1, k2, free_bytes(features.device))
     features, lists = features.contiguous(), neighbours.indices

@@ -40,7 +40,7 @@ _HASH_BYTES = 64  # a row, while hashes are sorted to find equal rows
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Nearest rows first.
+    """Nearest rows first; of a set within itself every row itself before all others, whoever equals it.
 
     Attributes:
         indices: (N, K) int32.

@@ -12,6 +12,7 @@ import triton.language as tl
 
 from dmx.kernels.cpu import sparse as cpu
 
+_PUT_ROWS = 2**18  # rows that are put back at a time: their places take 16 bytes an entry
 _ROW_BLOCK = 32  # entries of a row that are ranked at a time: rows hold about 30 before expansion
 
 
@@ -40,11 +41,17 @@ class SparseRows:
 
     def put_back(self, order: torch.Tensor) -> SparseRows:
         """The same in another order: row i of these becomes row order[i], (N,) int64."""
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order), device=order.device)
-        sizes = self.starts.diff()[place]
-        entries = places_of(self.starts[:-1][place], sizes)
-        return SparseRows(starts_of(sizes), self.indices[entries], self.values[entries])
+        if not order.is_cuda:
+            return SparseRows.of(self.on_cpu().put_back(order.numpy()))
+        place = torch.argsort(order)
+        sizes, begins = self.starts.diff()[place], self.starts[:-1][place]
+        out = empty_rows(sizes)
+        for first in range(0, len(order), _PUT_ROWS):
+            last = min(first + _PUT_ROWS, len(order))
+            entries = places_of(begins[first:last], sizes[first:last])
+            to = slice(int(out.starts[first]), int(out.starts[last]))
+            out.indices[to], out.values[to] = self.indices[entries], self.values[entries]
+        return out
 
     @property
     def rows(self) -> torch.Tensor:

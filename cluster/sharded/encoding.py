@@ -6,7 +6,8 @@ to the kernels that do the same for all rows at once (`kernels/k_reciprocal.py`,
 A row needs the lists of its K neighbours and who is mutual in their half lists; the features of those few
 members that no list of its own has; and, for the expansion, the encodings of k2 neighbours.
 
-Memory: O(N K / W) for V, and a block. Network: at most K lists of K numbers a row, less what rows share.
+Memory: O(N K / W) for V, and a block; on the CPU 4 N bytes a thread for members, 8 N for the expansion.
+Network: at most K lists of K numbers a row, less what rows share.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def sharded_k_reciprocal(
         found = members(near, neighbours.similarities[rows], full[rows], their_half, k1, group.rows)
         _weigh(group, found, features, squares, rows)
         parts.append(sum_to_one(found))
-    v = join_rows(parts).put_back(order)
+    v = _put_back(parts, order)
     columns = min(k2, lists.shape[1])
     return v if columns == 1 else _expand(group, v, lists[:, :columns], order)
 
@@ -98,4 +99,11 @@ def _expand(group: Group, v: SparseRows, lists: torch.Tensor, order: torch.Tenso
         needed, places = torch.unique(lists[order[begin:end]], return_inverse=True)
         rows = Request.of(group, needed, "encodings of neighbours").sparse_rows(v)
         parts.append(expand(rows, places.int(), group.rows))
-    return join_rows(parts).put_back(order)
+    return _put_back(parts, order)
+
+
+def _put_back(parts: list[SparseRows], order: torch.Tensor) -> SparseRows:
+    """Blocks of rows in `order` as rows in their own order; takes the blocks away."""
+    rows = join_rows(parts)
+    parts.clear()
+    return rows.put_back(order)

@@ -57,7 +57,8 @@ def sharded_pseudo_labels(
             width and type on all. A worker may have no rows, but not all.
         group: the workers; None for all processes of torch.distributed, or this one alone.
         device: "cpu", "cuda", or "auto" for CUDA where there is one; the same for all.
-        neighbours: of these rows among all N, where they are known already: `sharded_knn`'s, or others.
+        neighbours: of these rows among all N, where they are known already: `sharded_knn`'s or others, with
+            min(k1, N) columns, each row itself first.
         settings: k1, k2, eps, eps_gap, min_samples, min_cluster_size and independence_threshold, as for
             `pseudo_labels`.
 
@@ -73,6 +74,8 @@ def sharded_pseudo_labels(
     rows, squares = as_features(features, device, may_be_empty=group.size > 1)
     if neighbours is None:
         neighbours = sharded_knn(group, rows, squares, chosen.k1)
+    else:
+        _require_neighbours(group, neighbours.indices, min(chosen.k1, group.rows))
     v = sharded_k_reciprocal(group, rows, squares, neighbours, chosen.k1, chosen.k2)
     del neighbours
     close = sharded_jaccard_pairs(group, v, chosen.radii[2])
@@ -87,6 +90,22 @@ def sharded_pseudo_labels(
         count,
         sharded_centroids(group, rows, squares, labels, count),
     )
+
+
+def _require_neighbours(group: Group, lists: torch.Tensor, columns: int) -> None:
+    """Whoever made them: reciprocity reads a row's number from its own list."""
+    if lists.shape != (group.own, columns):
+        raise ValueError(
+            f"neighbours: wanted {group.own} lists of {columns}, found an array of {tuple(lists.shape)}"
+        )
+    numbers = torch.arange(group.first, group.first + group.own, device=lists.device)
+    wrong = torch.nonzero(lists[:, 0] != numbers)
+    if len(wrong):
+        row = int(wrong[0])
+        raise ValueError(
+            f"neighbours: wanted every row first in its own list, found {int(lists[row, 0])} first in that "
+            f"of row {group.first + row}; move it there"
+        )
 
 
 def _among_all(group: Group, close: SparseRows) -> SparseRows:

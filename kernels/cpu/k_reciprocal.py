@@ -5,7 +5,8 @@ N that is never cleared, because a row's marks hold its own number; expansion by
 N. Columns of V come in the order in which they are met, and are added up in it, so that results do not depend
 on how rows are numbered. Blocks of 1,024 rows run side by side.
 
-Memory: 8 N bytes a thread beside V, O(N k2 K).
+Memory: V, O(N k2 K), twice while its rows are put back; 16 N K bytes for neighbours in the order of the
+visit; and 12 N bytes a thread.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def _mutual(own, places, lists, full, half, begin, end):  # type: ignore[no-unty
 def _expand(own, places, lists, full, half, i, seen, members):  # type: ignore[no-untyped-def]
     """Writes R*(i) into `members`, R(i) first, and returns how many both are.
 
-    seen[e] = 2 i + 1 marks R(i), 2 i + 2 the rest.
+    seen[e] = 2 i + 1 marks R(i), 2 i + 2 the rest: fewer than 2^30 rows a call.
     """
     size = 0
     for c in range(own.shape[1]):

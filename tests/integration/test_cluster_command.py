@@ -9,14 +9,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 
+from dmx import clustering
 from dmx.cli import main
 from dmx.cluster import pseudo_labels
 
@@ -140,3 +144,12 @@ def test_a_killed_job_goes_on_from_its_neighbours_with_other_workers(tmp_path: P
     assert again.returncode == 0, again.stderr[-3000:]
     assert "neighbours are kept from an earlier start" in again.stderr
     np.testing.assert_array_equal(labels_in(out), pseudo_labels(x).labels)
+
+
+def test_kept_neighbours_of_a_worker_without_rows_are_as_wide_as_the_others(tmp_path: Path) -> None:
+    """There may be more workers than images, the second time."""
+    lists = {"indices": torch.zeros((3, 2), dtype=torch.int32), "similarities": torch.zeros(3, 2).double()}
+    save_file(lists, tmp_path / f"{0:012d}-{3:012d}.safetensors")
+    kept = clustering._read_neighbours(tmp_path, cast(Any, SimpleNamespace(first=3, own=0, rows=3)))
+    assert kept is not None
+    assert kept.indices.shape == kept.similarities.shape == (0, 2)
