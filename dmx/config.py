@@ -96,6 +96,9 @@ class BatchConfig:
         high=1,
     )
     accumulation: int = _doc(1, "micro-batches a step (gradient accumulation)", low=1)
+    norm_by_domain: bool = _doc(
+        False, "while training, batch normalisation takes the statistics of each domain by itself"
+    )
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,9 @@ class ClusterConfig:
     labels: Literal["clusters", "identities"] = _doc(
         "clusters",
         "identities takes the target's own instead of clusters: what the method would reach with labels",
+    )
+    centre_cameras: bool = _doc(
+        False, "take the mean feature of each camera from its images before they are clustered"
     )
     k1: int = _doc(30, "neighbours of k-reciprocal encoding, the image itself included", low=1)
     k2: int = _doc(6, "neighbours of query expansion, the image itself included", low=1)

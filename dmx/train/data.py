@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dmx.config import Config
+from dmx.config import BatchConfig, Config
 from dmx.data.dataset import open_dataset
 from dmx.data.loader import TrainLoader
 from dmx.data.sampler import IdentityBatchSampler, quota_sizes
@@ -102,11 +102,8 @@ class TrainingData:
 
     def least_pseudo_identities(self) -> int:
         """How many pseudo-identities a batch wants; with fewer, the same ones would fill every batch."""
-        share = self.config.batch.source_share
-        if share is None:
-            return 2
-        both = (1, 1)  # Neither domain is empty.
-        return max(2, quota_sizes((share, 1 - share), both, self.config.batch.identities)[1])
+        batch = self.config.batch
+        return 2 if batch.source_share is None else max(2, _domain_sizes(batch)[1])
 
     def steps(
         self, epoch: int, first: int, labels: EpochLabels | None, world: World
@@ -210,6 +207,27 @@ def _require_settings(config: Config, processes: int) -> None:
             f"batch.identities wants a multiple of batch.accumulation x processes = {batch.accumulation} x "
             f"{processes}, so that each has its share, found {batch.identities}; change one of the three"
         )
+    if batch.norm_by_domain:
+        _require_both_domains(config, processes)
+
+
+def _require_both_domains(config: Config, processes: int) -> None:
+    """Normalising by domain, every process has to take part in both domains of every micro-batch."""
+    batch = config.batch
+    parts = batch.accumulation * processes
+    sizes = (0,) if batch.source_share is None else _domain_sizes(batch)
+    if min(sizes) < parts:
+        raise DmxError(
+            "batch.norm_by_domain wants identities of both domains in every micro-batch of every process: "
+            f"batch.source_share (found {batch.source_share}) has to leave each domain at least "
+            f"batch.accumulation x processes = {parts} of the {batch.identities} identities of a batch"
+        )
+
+
+def _domain_sizes(batch: BatchConfig) -> tuple[int, ...]:
+    """Identities of source and target in a batch, where neither is empty."""
+    assert batch.source_share is not None
+    return tuple(quota_sizes((batch.source_share, 1 - batch.source_share), (1, 1), batch.identities))
 
 
 def _open_tests(paths: tuple[str, ...]) -> dict[str, tuple[Split, Split]]:

@@ -31,6 +31,7 @@ from dmx.evaluation import Embedded
 from dmx.evaluation import evaluate as evaluate_retrieval
 from dmx.neighbours import find_neighbours, label_settings
 from dmx.progress import progress_bar
+from dmx.train.cameras import without_cameras
 from dmx.train.data import EpochLabels
 from dmx.train.extraction import extract, extract_shards, shards_of
 from dmx.train.purity import cluster_report
@@ -119,7 +120,9 @@ def train(trainer: Trainer, epoch: int, labels: EpochLabels | None) -> None:
                 if trains_discriminator(config, stage, step):
                     losses = train_discriminator(players, config, trainer.data.num_source, batches, world)
                 else:
-                    losses = train_model(players, config, stage, weight, batches, world)
+                    losses = train_model(
+                        players, config, trainer.data.num_source, stage, weight, batches, world
+                    )
             _check_finite(losses, epoch, step)
             _log_step(trainer, epoch, step, {"lr": lr, **losses, "step_s": time.monotonic() - start})
             _count_step(trainer, epoch, step, labels)
@@ -172,11 +175,16 @@ def _cluster(trainer: Trainer, epoch: int, features: Features) -> tuple[EpochLab
         known = trainer.data.true_labels()
         identities = int(known.max()) + 1
         return EpochLabels(known, identities), sharded_centroids(group, rows, squares, known, identities)
+    seen, seen_squares = rows, squares
+    if settings.centre_cameras:
+        own = trainer.data.target.cameras[group.first : group.first + group.own]
+        centred = without_cameras(group, rows, squares, own)
+        seen, seen_squares = as_features(centred, world.device.type, may_be_empty=True)
     found = sharded_pseudo_labels(
-        rows,
+        seen,
         group=group,
         device=world.device.type,
-        neighbours=find_neighbours(group, rows, squares, settings),
+        neighbours=find_neighbours(group, seen, seen_squares, settings),
         independence_threshold=trainer.progress.independence_threshold,
         **label_settings(settings),
     )
@@ -191,7 +199,10 @@ def _cluster(trainer: Trainer, epoch: int, features: Features) -> tuple[EpochLab
         )
         return EpochLabels(torch.full_like(labels, -1), 0), None
     trainer.progress.independence_threshold = found.independence_threshold
-    return EpochLabels(labels, identities), found.centroids
+    centroids = found.centroids
+    if settings.centre_cameras:
+        centroids = sharded_centroids(group, rows, squares, labels, identities)
+    return EpochLabels(labels, identities), centroids
 
 
 def _report_clusters(trainer: Trainer, epoch: int, labels: EpochLabels) -> None:

@@ -8,7 +8,7 @@ pseudo-identities.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -35,13 +35,15 @@ class Players:
 
 
 def train_model(
-    players: Players, config: Config, stage: Stage, weight: float, batches: MicroBatches, world: World
-) -> dict[str, float]:
+    players: Players, config: Config, num_source: int, stage: Stage, weight: float, batches: MicroBatches,
+    world: World,
+) -> dict[str, float]:  # fmt: skip
     """Update the embedding model and the classifier: identity + triplet, and in stage two + balance.
 
     Args:
         players: what is updated.
         config: the resolved configuration.
+        num_source: identities of the source, S.
         stage: of the epoch.
         weight: of the identity loss in this epoch.
         batches: the step's micro-batches of this process.
@@ -52,7 +54,7 @@ def train_model(
     """
     seen = []
     for images, labels in batches:
-        f, b = players.generator(images)
+        f, b = _features(players.generator, images, labels, config, num_source)
         identity = players.classifier.loss(b, labels)
         triplet = _triplet(f, labels, config.loss.triplet_margin, world)
         loss = weight * identity + config.loss.triplet_weight * triplet
@@ -80,7 +82,7 @@ def train_discriminator(
     seen = []
     for images, labels in batches:
         with players.generator.frozen() as model, torch.no_grad():
-            _, b = model(images)
+            _, b = _features(model, images, labels, config, num_source)
         domains = domain_labels(labels, num_source, config.compat)
         logits = players.discriminator(b)
         loss = domain_loss(logits, domains)
@@ -89,6 +91,29 @@ def train_discriminator(
         accuracy = (logits.argmax(1) == domains).float().mean()
         seen.append(torch.stack([loss.detach().cpu(), accuracy.cpu()]))
     return dict(zip(("domain", "domain_accuracy"), _mean(seen, world), strict=True))
+
+
+def _features(
+    model: Callable[[Tensor], tuple[Tensor, Tensor]], images: Tensor, labels: Tensor, config: Config,
+    num_source: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(f, b) of a micro-batch; with `batch.norm_by_domain` of each domain's images by themselves.
+
+    Source: Chang et al., "Domain-Specific Batch Normalization for Unsupervised Domain Adaptation", CVPR 2019,
+    here with one set of weights and running statistics, because the test domain is neither of the two.
+    """
+    is_source = labels < num_source
+    if not config.batch.norm_by_domain or is_source.all() or not is_source.any():
+        return model(images)
+    places = [torch.nonzero(part).flatten() for part in (is_source, ~is_source)]
+    layout = torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else None
+    parts = [
+        model(part if layout is None else part.contiguous(memory_format=layout))
+        for part in (images[place] for place in places)
+    ]
+    order = torch.argsort(torch.cat(places))
+    f, b = (torch.cat(halves)[order] for halves in zip(*parts, strict=True))
+    return f, b
 
 
 def _triplet(f: Tensor, labels: Tensor, margin: float, world: World) -> Tensor:

@@ -22,6 +22,7 @@ from dmx.commands import train
 from dmx.config import from_tree
 from dmx.errors import DmxError
 from dmx.train.checkpoint import latest
+from dmx.train.runlog import EPOCHS as EPOCHS_LOG
 from dmx.train.runlog import STEPS, describe_run, read_lines
 from dmx.train.worker import RESULT, train_worker
 
@@ -84,6 +85,20 @@ def test_launchers_train_the_same(
     found_losses, expected_losses = _losses(torchrun_run), _losses(inline)
     assert found_losses[:STEPS_PER_EPOCH] == pytest.approx(expected_losses[:STEPS_PER_EPOCH], rel=1e-3)
     assert found_losses == pytest.approx(expected_losses, rel=0.2)
+
+
+def test_domains_apart_and_cameras_centred_by_two_processes(
+    recipe: Path, tmp_path: Path, tiny_settings: dict[str, Any]
+) -> None:
+    """Two forward passes a step, with sharded parameters; sums over cameras; as one process does it."""
+    chosen = ("--set", "batch.norm_by_domain=true", "--set", "cluster.centre_cameras=true")
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    assert _train(*_arguments(recipe, alone, tiny_settings, *chosen, "--launcher", "inline")) == 0
+    sharded = ("--set", "optim.zero_stage=3", "--launcher", "torchrun", "--workers", "2")
+    assert _train(*_arguments(recipe, both, tiny_settings, *chosen, *sharded)) == 0
+    assert [line["stage"] for line in read_lines(both / EPOCHS_LOG)] == ["source", "two"]
+    assert _losses(both)[:STEPS_PER_EPOCH] == pytest.approx(_losses(alone)[:STEPS_PER_EPOCH], rel=1e-3)
+    assert _losses(both) == pytest.approx(_losses(alone), rel=0.2)
 
 
 def _train_with_ray_and_kill(arguments: list[str]) -> None:

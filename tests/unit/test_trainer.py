@@ -334,7 +334,7 @@ def test_an_error_in_a_step_ends_the_stream_and_counts_its_time(monkeypatch: pyt
         raise DmxError("a bad step")
 
     monkeypatch.setattr(loop, "train_model", fail)
-    run = _trainer(Config(), SimpleNamespace(steps=steps))
+    run = _trainer(Config(), SimpleNamespace(steps=steps, num_source=2))
     with pytest.raises(DmxError, match="a bad step") as held:
         loop.train(run, 0, None)
     assert ended == [True]

@@ -1,0 +1,63 @@
+"""What cameras add is taken away, and nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dmx.cluster import pseudo_labels
+from dmx.cluster.sharded import Group
+from dmx.kernels.similarity import squared_lengths
+from dmx.train.cameras import without_cameras
+
+
+def centred(features: torch.Tensor, cameras: list[int]) -> torch.Tensor:
+    numbers = np.array(cameras, np.int32)
+    return without_cameras(Group.of(len(features)), features, squared_lengths(features), numbers)
+
+
+def test_the_mean_of_every_camera_is_gone() -> None:
+    features = torch.randn(300, 16, generator=torch.Generator().manual_seed(0)) + 2
+    cameras = np.random.default_rng(0).integers(-1, 4, 300)
+    found = centred(features, cameras.tolist())
+    unit = F.normalize(features.double(), dim=1)
+    for camera in range(-1, 4):
+        of_it = torch.from_numpy(cameras == camera)
+        torch.testing.assert_close(
+            found[of_it], (unit[of_it] - unit[of_it].mean(0)).float(), atol=1e-7, rtol=0
+        )
+
+
+def test_an_image_that_is_all_its_camera_has_stays() -> None:
+    found = centred(torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 1.0]]), [5, 0, 0])
+    torch.testing.assert_close(found, torch.tensor([[0.6, 0.8], [0.5, -0.5], [-0.5, 0.5]]))
+
+
+def test_people_are_found_across_cameras_that_shift_all_they_see() -> None:
+    """Without it every person falls apart into one cluster a camera."""
+    rng = np.random.default_rng(0)
+    people, cameras, images, width = 20, 3, 8, 32
+    who = np.repeat(np.arange(people), cameras * images)
+    where = np.tile(np.repeat(np.arange(cameras), images), people)
+    x = rng.standard_normal((people, width))[who] + 1.5 * rng.standard_normal((cameras, width))[where]
+    features = torch.from_numpy((x + 0.3 * rng.standard_normal(x.shape)).astype(np.float32))
+
+    def apart(rows: torch.Tensor) -> float:
+        """Share of people whose images are in more than one cluster, or in none."""
+        labels = pseudo_labels(rows, k1=cameras * images).labels
+        return float(np.mean([len(np.unique(labels[who == one])) > 1 for one in range(people)]))
+
+    assert apart(features) > 0.9
+    assert apart(centred(features, where.tolist())) == 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_sums_do_not_depend_on_the_order(size: int) -> None:
+    """As they would over several processes, in float64."""
+    features = torch.randn(999, 8, generator=torch.Generator().manual_seed(1))
+    cameras = np.random.default_rng(1).integers(0, 3, 999)
+    shuffled = np.random.default_rng(size).permutation(999)
+    again = centred(features[torch.from_numpy(shuffled)], cameras[shuffled].tolist())
+    assert torch.equal(again, centred(features, cameras.tolist())[torch.from_numpy(shuffled)])
