@@ -399,14 +399,14 @@ def k_reciprocal(
     n, columns = neighbours.indices.shape
     plan = plan_k_reciprocal(n, k1, k2, free_bytes(features.device))
     features, lists = features.contiguous(), neighbours.indices
-    near = Nearby(lists, lists, lists)
-    reciprocal = mutual(near, k1)
+    nearby = Nearby(lists, lists, lists)
+    reciprocal = mutual(nearby, k1)
     numbers = torch.arange(n, device=features.device)
     parts = []
     for begin in range(0, n, plan.rows_per_pass):
         end = min(begin + plan.rows_per_pass, n)
         similarities, full = neighbours.similarities[begin:end], reciprocal.full[begin:end]
-        rows = members(near.part(begin, end), similarities, full, reciprocal.half, k1, n)
+        rows = members(nearby.part(begin, end), similarities, full, reciprocal.half, k1, n)
         weigh(rows, features, squares, numbers[begin:end], features, squares)
         parts.append(sum_to_one(rows))
         del rows  # before the next takes its room

@@ -48,7 +48,7 @@ def sharded_k_reciprocal(
     parts = []
     for begin, end in blocks(group, BLOCK_ROWS, "the blocks of the encoding"):
         rows = order[begin:end]
-        near, their_half = _nearby(group, lists, rows, half)
+        near, (their_half,) = _nearby(group, lists, rows, half)
         found = members(near, neighbours.similarities[rows], full[rows], their_half, k1, group.rows)
         _weigh(group, found, features, squares, rows)
         parts.append(sum_to_one(found))
@@ -70,12 +70,12 @@ def _mutual(
 
 def _nearby(
     group: Group, lists: torch.Tensor, rows: torch.Tensor, *tables: torch.Tensor
-) -> tuple[Nearby, *tuple[torch.Tensor, ...]]:
+) -> tuple[Nearby, list[torch.Tensor]]:
     """Some rows of this worker with their neighbours' lists, and the neighbours' rows of `tables`."""
     own = lists[rows]
     named, places = torch.unique(own, return_inverse=True)
     fetched = Request.of(group, named, "lists of neighbours").rows(lists, *tables)
-    return Nearby(own, places.int(), fetched[0]), *fetched[1:]
+    return Nearby(own, places.int(), fetched[0]), fetched[1:]
 
 
 def _weigh(
