@@ -66,7 +66,18 @@ WAYS: dict[str, list[str]] = {
 WITHOUT_TARGET = "synthetic only"
 
 # Each is DomainMix with these settings besides.
-SWITCHES: dict[str, list[str]] = {}
+SWITCHES: dict[str, list[str]] = {
+    "domains normalised apart": ["batch.norm_by_domain=true"],
+    "cameras centred": ["cluster.centre_cameras=true"],
+    "both": ["batch.norm_by_domain=true", "cluster.centre_cameras=true"],
+    "both, without the game": [
+        "batch.norm_by_domain=true",
+        "cluster.centre_cameras=true",
+        "loss.balance_weight=0",
+    ],
+    "true labels, domains apart": ["batch.norm_by_domain=true", "cluster.labels=identities"],
+    "IBN-a": ["model.backbone=resnet18_ibn_a"],
+}
 
 
 @dataclass(frozen=True)
