@@ -140,9 +140,9 @@ def k_reciprocal() -> list[Build]:
     from dmx.kernels import k_reciprocal as op
 
     found = []
-    lists = {"neighbours": "*i32", "full": "*i64", "half": "*i64"}
-    rows = {"added": "*i32", "counts": "*i32", "begin": "i32"}
-    near = {"neighbours": "*i32", "similarities": "*fp64", "full": "*i64"}
+    lists = {"own": "*i32", "places": "*i32", "lists": "*i32", "full": "*i64", "half": "*i64"}
+    rows = {"added": "*i32", "counts": "*i32"}
+    near = {"own": "*i32", "similarities": "*fp64", "full": "*i64"}
     members = {"members": "*i32", "weights": "*fp64", "sizes": "*i32"}
     for k, h, padded, padded_half in ((30, 16, 32, 16), (64, 33, 64, 64)):
         added = k * ((h - 1) // 3)
@@ -156,8 +156,8 @@ def k_reciprocal() -> list[Build]:
                   op._warps(padded * op._ROW_BLOCK), 48),
         ]  # fmt: skip
     for dtype in ("fp32", "bf16", "fp16", "fp64"):
-        signature = {"features": f"*{dtype}", "squares": "*fp64", "first_row": "i32", "starts": "*i64",
-                     "D": "i32"}  # fmt: skip
+        signature = {"features": f"*{dtype}", "squares": "*fp64", "numbers": "*i64", "starts": "*i64",
+                     "others": f"*{dtype}", "other_squares": "*fp64", "D": "i32"}  # fmt: skip
         shape = {"BLOCK": op._FEATURE_BLOCK}
         found.append(Build(f"weigh_{dtype}", op._weigh, signature | members, shape, 1, 64, aligned=("D",)))
     csr = {"starts": "*i64", "columns": "*i32", "values": "*fp64"}
