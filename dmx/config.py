@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
-import json
-import textwrap
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,13 +21,11 @@ from typing import Any, Literal
 import yaml
 
 from dmx.errors import DmxError
-from dmx.settings import check_limits, convert, flatten, limits, unflatten, wanted
+from dmx.settings import check_limits, convert, flatten, unflatten
 
 # Here, where nothing heavy is imported, because the command line names them.
 Launcher = Literal["ray", "torchrun", "srun", "inline"]
 LAUNCHERS: tuple[Launcher, ...] = typing.get_args(Launcher)
-
-HELP_WIDTH = 84
 
 
 class _ConflictError(DmxError):
@@ -401,25 +397,3 @@ def overrides(items: list[str]) -> tuple[str, dict[str, Any]]:
         except yaml.YAMLError as error:
             raise DmxError(f"--set {name}: {text!r} is no YAML value") from error
     return "--set", unflatten(values)
-
-
-def settings_table() -> str:
-    """Every setting with its default, what it takes, its limits and its meaning, by section."""
-    known = leaves()
-    widths = [max(map(len, known)), max(len(_yaml(item)) for _, item in known.values())]
-    lines, section = ["Of the run as a whole."], ""
-    for name, (kind, item) in known.items():
-        parent = name.rpartition(".")[0]
-        if parent != section:
-            section = parent
-            lines += ["", f"{section}: {field_types(Config)[section].__doc__}"]
-        takes = ", ".join(filter(None, (wanted(kind), limits(item))))
-        lines.append(f"  {name:<{widths[0]}}  {_yaml(item):<{widths[1]}}  {takes}")
-        lines.append(textwrap.indent(textwrap.fill(item.metadata["help"], HELP_WIDTH), " " * 6))
-    return "\n".join(lines)
-
-
-def _yaml(item: dataclasses.Field[Any]) -> str:
-    """A setting's default as one would write it."""
-    value = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
-    return value if isinstance(value, str) else json.dumps(value)

@@ -10,7 +10,9 @@ changes to those that a checkpoint does not depend on (--set). A finished run is
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +20,21 @@ from dmx.config import (
     LAUNCHERS,
     Config,
     differences,
+    field_types,
     from_tree,
+    leaves,
     overrides,
     read_yaml,
     recipe,
     recipe_names,
-    settings_table,
     with_absolute_paths,
 )
 from dmx.errors import DmxError
+from dmx.settings import limits, wanted
 
 SUMMARY = "train a model on a labelled source and an unlabelled target"
 TASK = "dmx.train.worker:train_worker"
+HELP_WIDTH = 84
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,8 +74,30 @@ class _ShowSettings(argparse.Action):
         super().__init__(nargs=0, default=argparse.SUPPRESS, **options)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        print(settings_table())
+        print(_settings_table())
         parser.exit()
+
+
+def _settings_table() -> str:
+    """Every setting with its default, what it takes, its limits and its meaning, by section."""
+    known = leaves()
+    widths = [max(map(len, known)), max(len(_yaml(item)) for _, item in known.values())]
+    lines, section = ["Of the run as a whole."], ""
+    for name, (kind, item) in known.items():
+        parent = name.rpartition(".")[0]
+        if parent != section:
+            section = parent
+            lines += ["", f"{section}: {field_types(Config)[section].__doc__}"]
+        takes = ", ".join(filter(None, (wanted(kind), limits(item))))
+        lines.append(f"  {name:<{widths[0]}}  {_yaml(item):<{widths[1]}}  {takes}")
+        lines.append(textwrap.indent(textwrap.fill(item.metadata["help"], HELP_WIDTH), " " * 6))
+    return "\n".join(lines)
+
+
+def _yaml(item: dataclasses.Field[Any]) -> str:
+    """A setting's default as one would write it."""
+    value = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def run(args: argparse.Namespace) -> int:
