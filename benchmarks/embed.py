@@ -47,8 +47,8 @@ from dmx.train.engines import computes_in_bf16
 RESULT = Path(__file__).parent / "results" / "embed.json"
 HEIGHT, WIDTH, BATCH = 256, 128, 64
 ROWS_PER_SHARD = 512
-# Adding up the memory of a process stops it from taking more meanwhile: four times a second, this took a
-# third of the rate.
+# Adding up the memory of a process stops it from taking more meanwhile: more often, it would slow down what
+# is measured.
 SAMPLE_S = 2.0
 
 

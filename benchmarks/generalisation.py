@@ -3,11 +3,12 @@
     python benchmarks/generalisation.py                          # the claim: four ways, three seeds
     python benchmarks/generalisation.py --ablation               # every switch of the method beside it
     python benchmarks/generalisation.py --setting gpu            # ResNet-50 at 256 x 128, for one GPU
+    python benchmarks/generalisation.py --setting trial          # whether it runs; its numbers mean nothing
 
 A role is a style that is labelled, one that is not, and two that only test. All ways take equally many steps
 of equally many images; what differs are the settings in WAYS and SWITCHES. A run that is finished is not
-repeated: the folder of `--work` keeps it, and the same command goes on. The result is written after every
-run, to benchmarks/results/generalisation.json (`--setting gpu`: generalisation_gpu.json).
+repeated: the folder of `--work` keeps it, and the same command goes on. After every run its row takes the
+place of the one before in benchmarks/results/generalisation.json (`--setting gpu`: generalisation_gpu.json).
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import queue
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -76,15 +76,15 @@ SWITCHES: dict[str, list[str]] = {
         "loss.balance_weight=0",
     ],
     "true labels, domains apart": ["batch.norm_by_domain=true", "cluster.labels=identities"],
-    "IBN-a": ["model.backbone=resnet18_ibn_a"],
+    "IBN-a": ["model.backbone={backbone}_ibn_a"],
 }
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How large it is."""
+    """How large it is: the demo's recipe with these settings, and so many people in each set."""
 
-    recipe: str
+    backbone: str
     settings: tuple[str, ...]
     height: int
     labelled_people: int
@@ -94,12 +94,19 @@ class Setting:
 
 
 SETTINGS = {
-    "cpu": Setting("demo", (), 128, 100, 200, 100, "generalisation.json"),
+    "cpu": Setting("resnet18", (), 128, 100, 200, 100, "generalisation.json"),
     "gpu": Setting(
-        "demo",
+        "resnet50",
         ("model.backbone=resnet50", "model.backbone_args={}", "data.height=256", "data.width=128",
          "augment.pad=10", "schedule.steps_per_epoch=200", "data.workers=12"),
         256, 600, 600, 300, "generalisation_gpu.json",
+    ),
+    "trial": Setting(
+        "resnet18",
+        ("model.backbone_args={channels: [8, 8, 8, 8]}", "data.height=64", "data.width=32",
+         "batch.identities=4", "schedule.steps_per_epoch=4", "schedule.epochs=3",
+         "schedule.source_epochs=1", "schedule.stage_two_epoch=2"),
+        64, 16, 16, 8, "generalisation_trial.json",
     ),
 }  # fmt: skip
 
@@ -154,27 +161,28 @@ def train(run: Run, setting: Setting, work: Path, cpus: set[int]) -> dict[str, A
     """One run, or what it left when it was done before."""
     folder = work / "runs" / run.folder
     sets = worlds(setting, run.role, run.seed, work)
-    if not (folder / "result.json").exists():
-        words: list[object] = ["train", "--recipe", setting.recipe, "--launcher", "inline", "--run", folder]
-        words += ["--source", sets["labelled"], "--test", sets["unseen"], "--test", sets["second"]]
-        if run.way != WITHOUT_TARGET:
-            words += ["--target", sets["unlabelled"]]
-        chosen = [*setting.settings, *run.settings, f"seed={run.seed}", f"schedule.evaluate_every={10**6}"]
-        start = time.monotonic()
-        dmx(*words, *(word for value in chosen for word in ("--set", value)), cpus=cpus)
-        (folder / "seconds.json").write_text(json.dumps(time.monotonic() - start), encoding="utf-8")
+    words: list[object] = ["train", "--recipe", "demo", "--launcher", "inline", "--run", folder]
+    words += ["--source", sets["labelled"], "--test", sets["unseen"], "--test", sets["second"]]
+    if run.way != WITHOUT_TARGET:
+        words += ["--target", sets["unlabelled"]]
+    own = [each.format(backbone=setting.backbone) if "{backbone}" in each else each for each in run.settings]
+    chosen = [*setting.settings, *own, f"seed={run.seed}", f"schedule.evaluate_every={10**6}"]
+    # It goes on with an interrupted run, says so of a finished one, and refuses one of other settings.
+    dmx(*words, *(word for value in chosen for word in ("--set", value)), cpus=cpus)
     return told(run, folder)
 
 
 def told(run: Run, folder: Path) -> dict[str, Any]:
     """What is kept of a finished run."""
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    epochs = [line for line in read_lines(folder / EPOCHS) if "clusters" in line]
+    epochs = read_lines(folder / EPOCHS)
+    clustered = [line for line in epochs if "clusters" in line]
+    seconds = sum(value for line in epochs for name, value in line.items() if name.endswith("_s"))
     return {
         "way": run.way, "settings": list(run.settings), "seed": run.seed, "role": vars(run.role),
         "steps": result["steps"], "tests": result["tests"],
-        "seconds": round(json.loads((folder / "seconds.json").read_text(encoding="utf-8"))),
-        "clusters": [{"epoch": line["epoch"] + 1, **line["clusters"]} for line in epochs],
+        "seconds": round(seconds),
+        "clusters": [{"epoch": line["epoch"] + 1, **line["clusters"]} for line in clustered],
         "discriminator": discriminator(read_lines(folder / STEPS)),
     }  # fmt: skip
 
@@ -227,46 +235,50 @@ def main() -> None:
         "--jobs", type=int, default=1, help="runs side by side, with a share of the cores each"
     )
     parser.add_argument("--work", type=Path, default=Path("generalisation"), help="data sets and runs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON that is written")
     args = parser.parse_args()
+    own = sorted(os.sched_getaffinity(0))
+    if not 1 <= args.jobs <= len(own):
+        parser.error(f"--jobs: wanted 1 to {len(own)}, as many as there are cores, found {args.jobs}")
+    if not 1 <= args.roles <= len(ROLES):
+        parser.error(f"--roles: wanted 1 to {len(ROLES)}, found {args.roles}")
     setting = SETTINGS[args.setting]
+    work = args.work.resolve() / args.setting
     runs = plan(args)
     for role, seed in {(run.role, run.seed): None for run in runs}:
-        worlds(setting, role, seed, args.work)
+        worlds(setting, role, seed, work)
     shares: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
-    own = sorted(os.sched_getaffinity(0))
     for job in range(args.jobs):
         shares.put(set(own[job :: args.jobs]))
-    rows: dict[Run, dict[str, Any]] = {}
     writing = threading.Lock()
 
-    def one(run: Run) -> None:
+    def do(run: Run) -> None:
+        """One run, on a share of the cores."""
         cpus = shares.get()
         try:
-            found = train(run, setting, args.work, cpus)
+            found = train(run, setting, work, cpus)
         finally:
             shares.put(cpus)
         with writing:
-            rows[run] = found
-            print(
-                run.folder, {name: round(100 * m["map"], 1) for name, m in found["tests"].items()}, flush=True
-            )
-            write(setting, [rows[each] for each in runs if each in rows])
+            maps = {name: round(100 * measured["map"], 1) for name, measured in found["tests"].items()}
+            print(run.folder, maps, flush=True)
+            record(found, setting, args.results / setting.result)
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(one, runs))
+        list(pool.map(do, runs))
 
 
-def write(setting: Setting, rows: list[dict[str, Any]]) -> None:
-    """Write the result."""
-    result = {
-        "cpu": cpu_model(),
-        "cores": cores(),
-        "dmx": __version__,
-        "setting": vars(setting),
-        "runs": rows,
-    }
-    path = RESULTS / setting.result
-    path.write_text(json.dumps(result, indent=1, default=list) + "\n", encoding="utf-8")
+def record(row: dict[str, Any], setting: Setting, path: Path) -> None:
+    """Put a row in the place of the same run's."""
+
+    def key(each: dict[str, Any]) -> tuple[str, str, int]:
+        return each["way"], each["role"]["labelled"], each["seed"]
+
+    rows = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
+    rows = sorted([*(old for old in rows if key(old) != key(row)), row], key=key)
+    machine = {"cpu": cpu_model(), "cores": cores(), "dmx": __version__}
+    result = machine | {"setting": vars(setting), "runs": rows}
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ from dmx.kernels.expansion import ENTRY_BYTES, LEAST_ROWS, MOST_ROWS, expand, ex
 from dmx.kernels.knn import Neighbours
 from dmx.kernels.memory import Plan, free_bytes, split
 from dmx.kernels.similarity import from_grid, on_grid, similarity_reference, squared_lengths
-from dmx.kernels.sparse import SparseRows, empty_rows, join_rows, places_of, put_in_order
+from dmx.kernels.sparse import SparseRows, empty_rows, join_rows, places_of, put_in_order, together
 
 MOST_COLUMNS = 64  # bits of a mask
 
@@ -394,7 +394,8 @@ def k_reciprocal(
     squares = squared_lengths(features) if squares is None else squares
     if not takes_triton(features):
         near = CpuNeighbours(neighbours.indices.numpy(), neighbours.similarities.numpy())
-        return SparseRows.of(cpu.k_reciprocal(as_array(features), squares.numpy(), near, k1, k2))
+        order = together(neighbours.indices).numpy()
+        return SparseRows.of(cpu.k_reciprocal(as_array(features), squares.numpy(), near, k1, k2, order))
     _require_mask(k1)
     n, columns = neighbours.indices.shape
     plan = plan_k_reciprocal(n, k1, k2, free_bytes(features.device))

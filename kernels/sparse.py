@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from dmx.kernels.cpu import sparse as cpu
+from dmx.kernels.device import takes_triton
 
 _PUT_ROWS = 2**18  # rows that are put back at a time: their places take 16 bytes an entry
 _ROW_BLOCK = 32  # entries of a row that are ranked at a time: rows hold about 30 before expansion
@@ -41,7 +42,7 @@ class SparseRows:
 
     def put_back(self, order: torch.Tensor) -> SparseRows:
         """The same in another order: row i of these becomes row order[i], (N,) int64."""
-        if not order.is_cuda:
+        if not takes_triton(self.values):
             return SparseRows.of(self.on_cpu().put_back(order.numpy()))
         place = torch.argsort(order)
         sizes, begins = self.starts.diff()[place], self.starts[:-1][place]
@@ -78,6 +79,19 @@ def join_rows(parts: Sequence[SparseRows]) -> SparseRows:
         torch.cat([part.indices for part in parts]),
         torch.cat([part.values for part in parts]),
     )
+
+
+def together(lists: torch.Tensor) -> torch.Tensor:
+    """(N,) int64, an order of rows in which those that share neighbours follow each other.
+
+    Rows of one person have the lowest of their nearer neighbours in common more often than not; the lowest of
+    all is often a stranger. Rows that lie as they are visited stream through the caches, and a block of them
+    names fewer others.
+
+    Args:
+        lists: (N, K) neighbours, the nearest first.
+    """
+    return torch.argsort(lists[:, : (lists.shape[1] + 1) // 2].min(1).values, stable=True)
 
 
 def starts_of(sizes: torch.Tensor) -> torch.Tensor:

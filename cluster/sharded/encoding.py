@@ -19,7 +19,7 @@ from dmx.cluster.sharded.group import Group
 from dmx.kernels.expansion import expand
 from dmx.kernels.k_reciprocal import Members, Nearby, k_reciprocal, members, mutual, sum_to_one, weigh
 from dmx.kernels.knn import Neighbours
-from dmx.kernels.sparse import SparseRows, join_rows
+from dmx.kernels.sparse import SparseRows, join_rows, together
 
 # Rows of a block: the lists of their neighbours, at most 4 K^2 bytes a row, stay below 60 MB for K = 30.
 BLOCK_ROWS = 16384
@@ -42,8 +42,7 @@ def sharded_k_reciprocal(
     if group.size == 1:
         return k_reciprocal(features, neighbours, k1, k2, squares=squares)
     lists = neighbours.indices
-    # Rows that share neighbours come in one block, which then asks for fewer lists.
-    order = torch.argsort(lists[:, : (lists.shape[1] + 1) // 2].min(1).values, stable=True)
+    order = together(lists)
     full, half = _mutual(group, lists, order, k1)
     parts = []
     for begin, end in blocks(group, BLOCK_ROWS, "the blocks of the encoding"):

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from dmx.cluster.sharded import Group
 
 _STEPS = 2**30  # of 1: sums of 2^33 images fit into int64
+_ELEMENTS = 2**25  # float64 elements at a time
 _LEAST = 1e-6  # length below which nothing but rounding is left of an image
 
 
@@ -41,13 +42,25 @@ def without_cameras(
     """
     numbers = torch.from_numpy(cameras.astype(np.int64)).to(features.device) + 1
     count = group.most(int(numbers.max()) + 1 if len(numbers) else 0, "the highest camera number")
-    unit = features.double() / squares.sqrt()[:, None]
     sums = torch.zeros((count, features.shape[1]), dtype=torch.int64, device=features.device)
-    sums.index_add_(0, numbers, (unit * _STEPS).round().long())
+    blocks = range(0, len(features), max(1, _ELEMENTS // features.shape[1]))
+    for begin in blocks:
+        part = slice(begin, begin + blocks.step)
+        unit = _unit(features[part], squares[part])
+        sums.index_add_(0, numbers[part], (unit * _STEPS).round().long())
     images = torch.bincount(numbers, minlength=count)
     group.sum(sums, "the features of every camera")
     group.sum(images, "how many images every camera has")
     means = sums.double() / (_STEPS * images.clamp(min=1)[:, None])
-    rest = unit - means[numbers]
-    is_gone = rest.norm(dim=1, keepdim=True) < _LEAST
-    return torch.where(is_gone, unit, rest).float()
+    out = torch.empty(features.shape, dtype=torch.float32, device=features.device)
+    for begin in blocks:
+        part = slice(begin, begin + blocks.step)
+        unit = _unit(features[part], squares[part])
+        rest = unit - means[numbers[part]]
+        is_gone = rest.norm(dim=1, keepdim=True) < _LEAST
+        out[part] = torch.where(is_gone, unit, rest).float()
+    return out
+
+
+def _unit(features: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
+    return features.double() / squares.sqrt()[:, None]

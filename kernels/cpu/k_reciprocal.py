@@ -226,18 +226,10 @@ def expand(lists: NDArray[np.int32], rows: SparseRows, columns: int) -> SparseRo
     return join_rows(run_blocks(block, len(lists), _ROWS))
 
 
-def together(lists: NDArray[np.int32]) -> NDArray[np.int64]:
-    """(N,) an order of rows in which those that share neighbours follow each other.
-
-    Rows of one person have the lowest of their nearer neighbours in common more often than not; the lowest of
-    all is often a stranger. Rows that lie as they are visited stream through the caches.
-    """
-    return np.argsort(lists[:, : (lists.shape[1] + 1) // 2].min(1, initial=0x7FFFFFFF), kind="stable")
-
-
 def k_reciprocal(
-    features: NDArray[Any], squares: NDArray[np.float64], neighbours: Neighbours, k1: int, k2: int
-) -> SparseRows:
+    features: NDArray[Any], squares: NDArray[np.float64], neighbours: Neighbours, k1: int, k2: int,
+    order: NDArray[np.int64] | None = None,
+) -> SparseRows:  # fmt: skip
     """V of every row.
 
     Args:
@@ -246,12 +238,14 @@ def k_reciprocal(
         neighbours: of `self_knn(features, k1)`.
         k1: length of the neighbour lists asked for; decides the length of the half lists.
         k2: neighbours averaged by query expansion, itself included; 1 for none.
+        order: (N,) in which rows are visited, and lie meanwhile, as `dmx.kernels.sparse.together` has it;
+            None: as they stand. The result is the same.
 
     Returns:
         V as CSR rows (N, N).
     """
     n, columns = neighbours.indices.shape
-    order = together(neighbours.indices)
+    order = np.arange(n) if order is None else order
     place = np.empty(n, np.int32)
     place[order] = np.arange(n, dtype=np.int32)
     lists = neighbours.indices[order]

@@ -166,7 +166,7 @@ def test_every_layout_is_here() -> None:
 def test_from_published_files_to_a_result(
     number: int, target: str, rendered: Path, pictures: list[Picture], tmp_path: Path
 ) -> None:
-    """Two layouts, one labelled and one not; the labels of the second are never looked at."""
+    """Two layouts, one labelled and one not; the labels of the second never train."""
     source = list(SOURCES)[number % len(SOURCES)]
     SOURCES[source](tmp_path / "raw" / source, pictures)
     TARGETS[target](tmp_path / "raw" / target, pictures)
