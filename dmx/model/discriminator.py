@@ -14,8 +14,8 @@ class Discriminator(nn.Sequential):
 
     D-1024-512-256-K with BatchNorm and LeakyReLU(0.2) between.
 
-    Linear weights are Kaiming-normal over the fan-out with zero bias and batch norms start at identity, as
-    published re-identification code initialises its heads.
+    Layers begin as torch initialises them, as in the published code: the first logits are well below 1, the
+    domains about equally likely, and both losses have gradients from the first step of stage two.
 
     Args:
         width: width D of the features.
@@ -31,7 +31,3 @@ class Discriminator(nn.Sequential):
             layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.LeakyReLU(NEGATIVE_SLOPE)]
         layers.append(nn.Linear(hidden[-1] if hidden else width, domains))
         super().__init__(*layers)
-        for layer in self:
-            if isinstance(layer, nn.Linear):
-                nn.init.kaiming_normal_(layer.weight, a=0, mode="fan_out")
-                nn.init.zeros_(layer.bias)

@@ -17,6 +17,7 @@ from dmx.model import (
     EmbeddingModel,
     SynchronisedBatchNorm,
     build_model,
+    domain_balance_loss,
     frozen_statistics,
     synchronise_batchnorm,
 )
@@ -177,6 +178,16 @@ def test_discriminator_is_the_papers_by_default() -> None:
     assert {m.negative_slope for m in layers if isinstance(m, nn.LeakyReLU)} == {0.2}
     assert Discriminator(8, domains=3, hidden=(6,))(torch.randn(5, 8)).shape == (5, 3)
     assert Discriminator(8, hidden=())(torch.randn(5, 8)).shape == (5, 2)
+
+
+@pytest.mark.parametrize("width", [256, 2048])
+def test_discriminator_begins_undecided(width: int) -> None:
+    """Large first logits would leave neither it nor the backbone a gradient for the few steps it trains."""
+    torch.manual_seed(0)
+    features = torch.randn(64, width)
+    logits = Discriminator(width).train()(features)
+    assert logits.abs().max() < 2
+    assert domain_balance_loss(logits) < 0.2
 
 
 def test_synchronised_batch_norm_alone_is_batch_norm() -> None:
