@@ -44,13 +44,14 @@ def identity_weight(config: Config, epoch: int) -> float:
     return config.loss.identity_weight_stage_one
 
 
-def trains_discriminator(config: Config, stage: Stage, step: int) -> bool:
-    """Whether this step of the epoch trains the discriminator alone: the first and every n-th after it.
+def plays(config: Config, stage: Stage) -> bool:
+    """Whether backbone and discriminator play against each other: in stage two, unless it weighs nothing."""
+    return stage is Stage.TWO and config.loss.balance_weight > 0
 
-    None does where nothing is played against it (`loss.balance_weight` 0).
-    """
-    plays = stage is Stage.TWO and config.loss.balance_weight > 0
-    return plays and step % config.schedule.discriminator_every == 0
+
+def trains_discriminator(config: Config, stage: Stage, step: int) -> bool:
+    """Whether this step of the epoch trains the discriminator alone: the first and every n-th after it."""
+    return plays(config, stage) and step % config.schedule.discriminator_every == 0
 
 
 def begins_anew(config: Config, epoch: int) -> bool:

@@ -20,7 +20,7 @@ from dmx.distributed import World, gather_rows
 from dmx.model import domain_balance_loss, domain_labels, domain_loss, soft_triplet_loss
 from dmx.train.classifier import Classifier
 from dmx.train.engines import Engine
-from dmx.train.schedule import Stage
+from dmx.train.schedule import Stage, plays
 
 MicroBatches = Iterable[tuple[Tensor, Tensor]]
 
@@ -38,7 +38,7 @@ def train_model(
     players: Players, config: Config, num_source: int, stage: Stage, weight: float, batches: MicroBatches,
     world: World,
 ) -> dict[str, float]:  # fmt: skip
-    """Update the embedding model and the classifier: identity + triplet, and in stage two + balance.
+    """Update the embedding model and the classifier: identity + triplet, and in the game + balance.
 
     Args:
         players: what is updated.
@@ -53,13 +53,14 @@ def train_model(
         Means of the losses over micro-batches and processes, by name.
     """
     seen = []
+    is_game = plays(config, stage)
     for images, labels in batches:
         f, b = _features(players.generator, images, labels, config, num_source)
         identity = players.classifier.loss(b, labels)
         triplet = _triplet(f, labels, config.loss.triplet_margin, world)
         loss = weight * identity + config.loss.triplet_weight * triplet
         balance = torch.zeros(())
-        if stage is Stage.TWO:
+        if is_game:
             with players.discriminator.frozen() as discriminator:
                 balance = domain_balance_loss(discriminator(b), config.compat)
             loss = loss + config.loss.balance_weight * balance
@@ -67,7 +68,7 @@ def train_model(
         players.generator.step()
         seen.append(torch.stack([value.detach().cpu() for value in (loss, identity, triplet, balance)]))
     players.classifier.step()
-    names = ("loss", "identity", "triplet", "balance")[: None if stage is Stage.TWO else 3]
+    names = ("loss", "identity", "triplet", "balance")[: None if is_game else 3]
     return dict(zip(names, _mean(seen, world), strict=False))
 
 

@@ -12,6 +12,7 @@ from dmx.train.schedule import (
     begins_anew,
     identity_weight,
     learning_rate,
+    plays,
     stage,
     trains_discriminator,
     uses_target,
@@ -80,6 +81,7 @@ def test_without_the_game_no_step_is_the_discriminators() -> None:
     """Every step trains the model."""
     config = from_tree(("test", {"loss": {"balance_weight": 0}}))
     assert not any(trains_discriminator(config, Stage.TWO, step) for step in range(25))
+    assert not plays(config, Stage.TWO)
 
 
 def test_the_identity_weight_does_not_jump_back_and_a_baseline_keeps_its_own() -> None:
