@@ -50,6 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cameras", type=int, default=None, metavar="N", help="cameras (default: 6; on a sheet: 4)"
     )
     parser.add_argument(
+        "--cameras-per-identity",
+        type=int,
+        default=None,
+        metavar="N",
+        help="how many of the cameras see a person, drawn for each (default: all)",
+    )
+    parser.add_argument(
         "--images", type=int, default=None, metavar="N", help="images a person (default: 12; on a sheet: 8)"
     )
     parser.add_argument(
@@ -112,6 +119,7 @@ def _request(args: argparse.Namespace, style: str, *, identities: int, cameras: 
         seed=args.seed,
         first_identity=args.first_identity,
         cameras=cameras if args.cameras is None else args.cameras,
+        cameras_per_identity=args.cameras_per_identity,
         images=images if args.images is None else args.images,
         height=args.height,
         split=args.split,

@@ -6,6 +6,7 @@ the style's number). A test set has such files in `query/` and `bounding_box_tes
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -49,6 +50,8 @@ class Request:
         split: `train` (one flat folder) or `test` (query and gallery folders).
         query_per_identity: with `test`, how many of a person's images are queries, each by another camera;
             None: one in each camera, but at most half of the images.
+        cameras_per_identity: how many of the cameras see a person, drawn for each from the seed; they take
+            turns in the same way. None: all.
     """
 
     style: str
@@ -60,6 +63,7 @@ class Request:
     height: int = 256
     split: str = "train"
     query_per_identity: int | None = None
+    cameras_per_identity: int | None = None
 
     def __post_init__(self) -> None:
         style_named(self.style)
@@ -68,11 +72,12 @@ class Request:
             "identities": (1, MAX_IDENTITY + 1),
             "first_identity": (0, MAX_IDENTITY + 1 - self.identities),
             "cameras": (1, MAX_CAMERA + 1),
+            "cameras_per_identity": (1, self.cameras),
             "images": (1, MAX_INDEX + 1),
             "height": (MIN_HEIGHT, MAX_HEIGHT),
         }
         for name, (least, most) in limits.items():
-            value = getattr(self, name)
+            value = self.seen_by if name == "cameras_per_identity" else getattr(self, name)
             if not least <= value <= most:
                 raise DmxError(f"{name} must be from {least} to {most}, found {value}")
         if self.height % 2:
@@ -86,12 +91,12 @@ class Request:
             if self.query_per_identity is not None:
                 raise DmxError("query_per_identity is only for split test; leave it out or choose split test")
             return
-        if self.cameras < 2 or self.images < 2:
+        if self.seen_by < 2 or self.images < 2:
             raise DmxError(
                 "a test set needs at least 2 cameras and 2 images an identity, "
-                f"found {self.cameras} and {self.images}"
+                f"found {self.seen_by} and {self.images}"
             )
-        most = min(self.cameras, self.images - 1)
+        most = min(self.seen_by, self.images - 1)
         if self.query_per_identity is not None and not 1 <= self.query_per_identity <= most:
             raise DmxError(
                 f"query_per_identity must be from 1 to {most} (one a camera, and one image is left for the "
@@ -103,7 +108,12 @@ class Request:
         """Query images of each identity."""
         if self.split == "train":
             return 0
-        return self.query_per_identity or min(self.cameras, self.images // 2)
+        return self.query_per_identity or min(self.seen_by, self.images // 2)
+
+    @property
+    def seen_by(self) -> int:
+        """Cameras that see a person."""
+        return self.cameras if self.cameras_per_identity is None else self.cameras_per_identity
 
     @property
     def people(self) -> range:
@@ -113,12 +123,21 @@ class Request:
     def files(self, identity: int) -> Iterator[tuple[str, int, int]]:
         """Path below the data set's folder, camera and index of every image of a person."""
         scene = style_named(self.style).number
+        turns = self._cameras_of(identity)
         for index in range(self.images):
-            camera = (identity + index) % self.cameras
+            camera = turns[(identity + index) % len(turns)]
             name = f"{identity:06d}_s{scene:02d}_c{camera:02d}_f{index:06d}.jpg"
             if self.split == "test":
                 name = f"{QUERY_FOLDER if index < self.queries else GALLERY_FOLDER}/{name}"
             yield name, camera, index
+
+    def _cameras_of(self, identity: int) -> list[int]:
+        """The cameras that see a person: those of the lowest digests, which no Python draws otherwise."""
+
+        def digest(camera: int) -> bytes:
+            return hashlib.sha256(f"{self.style}/{self.seed}/{identity}/{camera}".encode()).digest()
+
+        return sorted(sorted(range(self.cameras), key=digest)[: self.seen_by])
 
     def parameters(self) -> dict[str, Any]:
         """What `synth.json` records: everything that the images depend on."""

@@ -57,7 +57,8 @@ def test_people_are_found_across_cameras_that_shift_all_they_see() -> None:
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_sums_do_not_depend_on_the_order(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As they would over several processes, in float64; nor on the blocks."""
-    features = torch.randn(999, 8, generator=torch.Generator().manual_seed(1))
+    # Nearly all of an image is its camera's, so that what is left shows the last bits of the mean.
+    features = 1 + 1e-5 * torch.randn(999, 8, generator=torch.Generator().manual_seed(1))
     cameras = np.random.default_rng(1).integers(0, 3, 999)
     shuffled = np.random.default_rng(seed).permutation(999)
     whole = centred(features, cameras.tolist())

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import importlib.metadata
 import io
+import json
 import os
 import re
 import subprocess
@@ -368,6 +369,42 @@ def test_every_query_has_a_match_by_another_camera(cameras: int, images: int, qu
         assert all(set(gallery) - {camera} for camera in query)
 
 
+def test_some_of_the_cameras_see_a_person() -> None:
+    """Drawn for each person; they take turns, and every camera sees some people but not all."""
+    request = Request("campus", 60, cameras=4, images=6, height=HEIGHT, cameras_per_identity=2)
+    seen = {who: [camera for _, camera, _ in request.files(who)] for who in request.people}
+    for cameras in seen.values():
+        assert len(set(cameras)) == 2
+        assert cameras[::2] == cameras[:1] * 3
+    pairs = {frozenset(cameras) for cameras in seen.values()}
+    assert len(pairs) == 6
+    other = Request("campus", 60, 1, cameras=4, images=6, height=HEIGHT, cameras_per_identity=2)
+    assert seen != {who: [camera for _, camera, _ in other.files(who)] for who in other.people}
+
+
+def test_every_query_of_few_cameras_has_a_match() -> None:
+    request = Request("mall", 4, cameras=6, images=6, height=HEIGHT, split="test", cameras_per_identity=2)
+    for identity in request.people:
+        files = list(request.files(identity))
+        query = [camera for name, camera, _ in files if name.startswith("query/")]
+        gallery = {camera for name, camera, _ in files if name.startswith("bounding_box_test/")}
+        assert len(query) == len(set(query)) == request.queries == 2
+        assert all(gallery - {camera} for camera in query)
+
+
+def test_a_folder_from_before_the_draw_of_cameras_goes_on(tmp_path: Path) -> None:
+    """Its record does not know the setting, which is the same as all cameras."""
+    request = Request("campus", 1, cameras=2, images=2, height=HEIGHT)
+    write_dataset(tmp_path, request, jobs=1)
+    record = json.loads((tmp_path / PARAMETERS_FILE).read_text())
+    del record["cameras_per_identity"]
+    (tmp_path / PARAMETERS_FILE).write_text(json.dumps(record))
+    assert write_dataset(tmp_path, request, jobs=1).rendered == 0
+    few = Request("campus", 1, cameras=2, images=2, height=HEIGHT, cameras_per_identity=1)
+    with pytest.raises(DmxError, match="cameras_per_identity is None there and 1 here"):
+        write_dataset(tmp_path, few, jobs=1)
+
+
 def test_test_split_on_disk(tmp_path: Path) -> None:
     request = Request("campus", 2, 0, 7, cameras=2, images=4, height=HEIGHT, split="test")
     assert write_dataset(tmp_path, request, jobs=1).rendered == 8
@@ -387,6 +424,9 @@ def test_test_split_on_disk(tmp_path: Path) -> None:
         {"split": "half"},
         {"query_per_identity": 1},
         {"split": "test", "cameras": 1},
+        {"cameras_per_identity": 0},
+        {"cameras_per_identity": 7},
+        {"split": "test", "cameras_per_identity": 1},
         {"split": "test", "query_per_identity": 5},
         {"seed": 2**32},
     ],
