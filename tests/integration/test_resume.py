@@ -28,7 +28,7 @@ STEPS_PER_EPOCH, EPOCH_COUNT = 12, 4
 KILL_AT = 2 * STEPS_PER_EPOCH + 5
 # The losses of this run on the machine that recorded them. A different processor or torch rounds differently,
 # which training amplifies: loosely bound, they catch a method that has changed.
-GOLDEN = {0: 33.1042, 12: 33.2449, 25: 5.9687, 35: 5.4357}
+GOLDEN = {0: 33.1094, 12: 33.2449, 25: 5.5907, 35: 5.0623}
 
 
 def _prepare(run: Path, settings: dict[str, Any], **sections: dict[str, Any]) -> Path:
