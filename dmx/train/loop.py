@@ -117,11 +117,19 @@ def train(trainer: Trainer, epoch: int, labels: EpochLabels | None) -> None:
             start = time.monotonic()
             torch.manual_seed(_step_seed(config.seed, epoch, step, world.rank))
             with waiting(f"step {step} of epoch {epoch}"):
-                if trains_discriminator(config, stage, step):
+                teaches = trains_discriminator(config, stage, step)
+                if teaches and config.schedule.discriminator_alone:
                     losses = train_discriminator(players, config, trainer.data.num_source, batches, world)
                 else:
                     losses = train_model(
-                        players, config, trainer.data.num_source, stage, weight, batches, world
+                        players,
+                        config,
+                        trainer.data.num_source,
+                        stage,
+                        weight,
+                        batches,
+                        world,
+                        teaches=teaches,
                     )
             _check_finite(losses, epoch, step)
             _log_step(trainer, epoch, step, {"lr": lr, **losses, "step_s": time.monotonic() - start})

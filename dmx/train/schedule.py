@@ -50,7 +50,7 @@ def plays(config: Config, stage: Stage) -> bool:
 
 
 def trains_discriminator(config: Config, stage: Stage, step: int) -> bool:
-    """Whether this step of the epoch trains the discriminator alone: the first and every n-th after it."""
+    """Whether this step of the epoch trains the discriminator: the first and every n-th after it."""
     return plays(config, stage) and step % config.schedule.discriminator_every == 0
 
 
