@@ -20,6 +20,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from dmx.config import recipe
+from dmx.demo import RECIPE
+
 RESULTS = Path(__file__).parent / "results" / "demo.json"
 PACKAGES = ("dmx", "torch", "deepspeed", "ray", "timm", "numba")
 
@@ -77,6 +80,7 @@ def main() -> None:
                 "processor": processor(),
                 "python": platform.python_version(),
             },
+            "recipe": recipe(RECIPE)[1],
             "versions": {name: version(name) for name in PACKAGES},
             "runs": runs,
         }

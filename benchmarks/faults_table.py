@@ -1,4 +1,4 @@
-"""The README's table of `faults.py`."""
+"""The table of `faults.py`."""
 
 from __future__ import annotations
 

@@ -1,36 +1,45 @@
 """Does it work on cameras that nobody labelled? Ways of training on rendered worlds, by seeds and roles.
 
     python benchmarks/generalisation.py                          # the claim: four ways, three seeds
-    python benchmarks/generalisation.py --ablation               # every switch of the method beside it
+    python benchmarks/generalisation.py --switches               # every switch of the method beside it
+    python benchmarks/generalisation.py --setting scattered      # a person is before two of the cameras
     python benchmarks/generalisation.py --setting gpu            # ResNet-50 at 256 x 128, for one GPU
     python benchmarks/generalisation.py --setting trial          # whether it runs; its numbers mean nothing
 
 A role is a style that is labelled, one that is not, and two that only test. All ways take equally many steps
-of equally many images; what differs are the settings in WAYS and SWITCHES. A run that is finished is not
-repeated: the folder of `--work` keeps it, and the same command goes on. After every run its row takes the
-place of the one before in benchmarks/results/generalisation.json (`--setting gpu`: generalisation_gpu.json).
+of equally many images, by the recipe `demo` with `batch.norm_by_domain` and `cluster.centre_cameras`; what
+differs are the settings in WAYS and SWITCHES, and that without a target there is no stage two, in which
+identities weigh less. A seed is that of people, cameras, weights and batches.
+
+A run that is finished is not repeated: the folder of `--work` keeps it, and the same command goes on. After
+every run its row takes the place of the one before in benchmarks/results/generalisation.json (other settings:
+generalisation_gpu.json and so on).
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
+import hashlib
 import json
 import os
 import queue
 import subprocess
 import sys
-import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from generalisation_tables import BOUND, METHOD, WITHOUT
 from synth import cpu_model
 
-from dmx import __version__
+from dmx.config import recipe
 from dmx.cores import cores
-from dmx.train.runlog import EPOCHS, STEPS, read_lines
+from dmx.demo import LABELLED_STYLE, RECIPE, UNLABELLED_STYLE, UNSEEN_STYLE, Demo
+from dmx.train.runlog import EPOCHS, STEPS, read_lines, write_whole
 
 RESULTS = Path(__file__).parent / "results"
 TIMEOUT_S = 4 * 3600
@@ -52,37 +61,44 @@ class Role:
 
 # The first is the one of the claim; the others change places.
 ROLES = (
-    Role("street", "campus", "mall", "station"),
+    Role(LABELLED_STYLE, UNLABELLED_STYLE, UNSEEN_STYLE, "station"),
     Role("campus", "mall", "street", "station"),
     Role("mall", "street", "campus", "station"),
 )
 
 WAYS: dict[str, list[str]] = {
-    "synthetic only": [],
+    WITHOUT: [],
     "pseudo-labels": ["loss.balance_weight=0"],
-    "DomainMix": [],
-    "true labels": ["cluster.labels=identities"],
+    METHOD: [],
+    BOUND: ["cluster.labels=identities"],
 }
-WITHOUT_TARGET = "synthetic only"
 
-# Each is DomainMix with these settings besides.
-SWITCHES: dict[str, list[str]] = {
-    "domains normalised apart": ["batch.norm_by_domain=true"],
-    "cameras centred": ["cluster.centre_cameras=true"],
-    "both": ["batch.norm_by_domain=true", "cluster.centre_cameras=true"],
-    "both, without the game": [
-        "batch.norm_by_domain=true",
-        "cluster.centre_cameras=true",
-        "loss.balance_weight=0",
-    ],
-    "true labels, domains apart": ["batch.norm_by_domain=true", "cluster.labels=identities"],
-    "IBN-a": ["model.backbone={backbone}_ibn_a"],
+# What changes, in which of the ways.
+NEITHER = "neither switch"
+SWITCHES: dict[str, tuple[str, list[str]]] = {
+    NEITHER: (METHOD, ["batch.norm_by_domain=false", "cluster.centre_cameras=false"]),
+    "domains together": (METHOD, ["batch.norm_by_domain=false"]),
+    "cameras as they are": (METHOD, ["cluster.centre_cameras=false"]),
+    "true labels, domains together": (BOUND, ["batch.norm_by_domain=false"]),
+    "synthetic only, identities weigh 1": (WITHOUT, ["loss.identity_weight_stage_one=1"]),
+    "identities weigh 10 throughout": (METHOD, ["loss.identity_weight_stage_two=10"]),
+    "IBN-a": (METHOD, ["model.backbone={backbone}_ibn_a"]),
+    "discriminator in every 3rd step": (METHOD, ["schedule.discriminator_every=3"]),
+    "discriminator beside the model": (METHOD, ["schedule.discriminator_alone=false"]),
+    "balance loss times three": (METHOD, ["loss.balance_weight=3"]),
+    "a quarter of the batch labelled": (METHOD, ["batch.source_share=0.25"]),
+    "radius of the paper": (METHOD, ["cluster.k1=30", "cluster.eps=0.6"]),
+    "fewer neighbours": (METHOD, ["cluster.k1=16"]),
 }
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How large it is: the demo's recipe with these settings, and so many people in each set."""
+    """How large it is: the demo's recipe with these settings, and so many people in each set.
+
+    Cameras, and images of a person, are as many as in the demo; `unlabelled_seen_by` is how many of the
+    cameras see a person of the unlabelled set, all of them where it is None.
+    """
 
     backbone: str
     settings: tuple[str, ...]
@@ -91,19 +107,30 @@ class Setting:
     unlabelled_people: int
     test_people: int
     result: str
+    unlabelled_seen_by: int | None = None
 
+
+# What every run adds to the demo's recipe.
+BOTH = ("batch.norm_by_domain=true", "cluster.centre_cameras=true")
 
 SETTINGS = {
-    "cpu": Setting("resnet18", (), 128, 100, 200, 100, "generalisation.json"),
+    "cpu": Setting(
+        "resnet18", BOTH, 128, Demo.labelled.people, Demo.unlabelled.people, Demo.unseen.people,
+        "generalisation.json",
+    ),
+    "scattered": Setting(
+        "resnet18", BOTH, 128, Demo.labelled.people, Demo.unlabelled.people, Demo.unseen.people,
+        "generalisation_scattered.json", 2,
+    ),
     "gpu": Setting(
         "resnet50",
-        ("model.backbone=resnet50", "model.backbone_args={}", "data.height=256", "data.width=128",
+        (*BOTH, "model.backbone=resnet50", "model.backbone_args={}", "data.height=256", "data.width=128",
          "augment.pad=10", "schedule.steps_per_epoch=200", "data.workers=12"),
         256, 600, 600, 300, "generalisation_gpu.json",
     ),
     "trial": Setting(
         "resnet18",
-        ("model.backbone_args={channels: [8, 8, 8, 8]}", "data.height=64", "data.width=32",
+        (*BOTH, "model.backbone_args={channels: [8, 8, 8, 8]}", "data.height=64", "data.width=32",
          "batch.identities=4", "schedule.steps_per_epoch=4", "schedule.epochs=3",
          "schedule.source_epochs=1", "schedule.stage_two_epoch=2"),
         64, 16, 16, 8, "generalisation_trial.json",
@@ -113,9 +140,10 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Run:
-    """One training run."""
+    """One training run: a way, or a switch in its way `base`."""
 
     way: str
+    base: str
     settings: tuple[str, ...]
     role: Role
     seed: int
@@ -139,37 +167,52 @@ def dmx(*words: object, cpus: set[int] | None = None) -> None:
 def worlds(setting: Setting, role: Role, seed: int, work: Path) -> dict[str, Path]:
     """The data sets of a role, rendered and ingested where they are not there yet."""
     sets = {
-        "labelled": (role.labelled, setting.labelled_people, 6, 16, "train"),
-        "unlabelled": (role.unlabelled, setting.unlabelled_people, 4, 20, "train"),
-        "unseen": (role.unseen, setting.test_people, 6, 12, "test"),
-        "second": (role.second, setting.test_people, 6, 12, "test"),
+        "labelled": (role.labelled, Demo.labelled, setting.labelled_people),
+        "unlabelled": (role.unlabelled, Demo.unlabelled, setting.unlabelled_people),
+        "unseen": (role.unseen, Demo.unseen, setting.test_people),
+        "second": (role.second, Demo.unseen, setting.test_people),
     }
     found = {}
-    for name, (style, people, cameras, images, split) in sets.items():
-        kind = "unseen" if split == "test" else name
-        folder = work / "worlds" / f"{style}-{kind}-{seed}" / ("unseen" if name == "unseen" else name)
+    for name, (style, like, people) in sets.items():
+        folder = work / "worlds" / f"{style}-{like.name}-{seed}" / name
+        pictures = folder.parent / "images"
+        # It renders what is missing, and refuses a folder that was rendered with other sizes.
+        size = ["--identities", people, "--cameras", like.cameras, "--images", like.images]
+        if name == "unlabelled" and setting.unlabelled_seen_by is not None:
+            size += ["--cameras-per-identity", setting.unlabelled_seen_by]
+        seen = ["--split", like.split, "--height", setting.height, "--seed", seed]
+        dmx("synth", pictures, "--style", style, *size, *seen)
         if not (folder / "manifest.json").exists():
-            pictures = folder.parent / "images"
-            dmx("synth", pictures, "--style", style, "--identities", people, "--cameras", cameras, "--images",
-                images, "--split", split, "--height", setting.height, "--seed", seed)  # fmt: skip
             dmx("ingest", pictures, folder)
         found[name] = folder
     return found
 
 
-def train(run: Run, setting: Setting, work: Path, cpus: set[int]) -> dict[str, Any]:
+def train(
+    run: Run, setting: Setting, sets: dict[str, Path], work: Path, cpus: set[int], jobs: int
+) -> dict[str, Any]:
     """One run, or what it left when it was done before."""
     folder = work / "runs" / run.folder
-    sets = worlds(setting, run.role, run.seed, work)
-    words: list[object] = ["train", "--recipe", "demo", "--launcher", "inline", "--run", folder]
+    words: list[object] = ["train", "--recipe", RECIPE, "--launcher", "inline", "--run", folder]
     words += ["--source", sets["labelled"], "--test", sets["unseen"], "--test", sets["second"]]
-    if run.way != WITHOUT_TARGET:
+    if run.base != WITHOUT:
         words += ["--target", sets["unlabelled"]]
-    own = [each.format(backbone=setting.backbone) if "{backbone}" in each else each for each in run.settings]
-    chosen = [*setting.settings, *own, f"seed={run.seed}", f"schedule.evaluate_every={10**6}"]
+    chosen = [*setting.settings, *run.settings, f"seed={run.seed}", f"schedule.evaluate_every={10**6}"]
     # It goes on with an interrupted run, says so of a finished one, and refuses one of other settings.
     dmx(*words, *(word for value in chosen for word in ("--set", value)), cpus=cpus)
-    return told(run, folder)
+    machine = folder / "machine.json"
+    if not machine.exists():
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+        about = {"cpu": cpu_model(), "cores": cores(), "gpu": gpu, "jobs": jobs}
+        write_whole(machine, json.dumps(about))
+    about = {"machine": json.loads(machine.read_text(encoding="utf-8")), "recipe": digest(setting)}
+    return told(run, folder) | about
+
+
+def digest(setting: Setting) -> str:
+    """Of what all runs share, so that rows of different recipes are not taken for each other's."""
+    shared = [recipe(RECIPE)[1], vars(setting)]
+    return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def told(run: Run, folder: Path) -> dict[str, Any]:
@@ -179,7 +222,8 @@ def told(run: Run, folder: Path) -> dict[str, Any]:
     clustered = [line for line in epochs if "clusters" in line]
     seconds = sum(value for line in epochs for name, value in line.items() if name.endswith("_s"))
     return {
-        "way": run.way, "settings": list(run.settings), "seed": run.seed, "role": vars(run.role),
+        "way": run.way, "base": run.base, "settings": list(run.settings),
+        "seed": run.seed, "role": vars(run.role),
         "steps": result["steps"], "tests": result["tests"],
         "seconds": round(seconds),
         "clusters": [{"epoch": line["epoch"] + 1, **line["clusters"]} for line in clustered],
@@ -203,21 +247,24 @@ def discriminator(steps: Iterable[dict[str, Any]]) -> list[dict[str, float]]:
     ]
 
 
-def plan(args: argparse.Namespace) -> list[Run]:
+def names(choices: Iterable[str]) -> str:
+    """As they have to be written."""
+    return ", ".join(f'"{name}"' if " " in name else name for name in choices)
+
+
+def plan(args: argparse.Namespace, setting: Setting) -> list[Run]:
     """All runs, those of the claim first."""
-    ways = {name: WAYS[name] for name in (args.ways or WAYS)}
     runs = [
-        Run(way, tuple(settings), role, seed)
+        Run(way, way, tuple(WAYS[way]), role, seed)
         for role in ROLES[: args.roles]
         for seed in args.seeds
-        for way, settings in ways.items()
+        for way in args.ways
     ]
-    if args.ablation:
-        runs += [
-            Run(switch, tuple(settings), ROLES[0], seed)
-            for seed in args.seeds
-            for switch, settings in SWITCHES.items()
-        ]
+    for seed in args.seeds:
+        for switch in args.switches:
+            base, changed = SWITCHES[switch]
+            settings = (each.replace("{backbone}", setting.backbone) for each in [*WAYS[base], *changed])
+            runs.append(Run(switch, base, tuple(settings), ROLES[0], seed))
     return runs
 
 
@@ -229,14 +276,24 @@ def main() -> None:
     parser.add_argument("--setting", choices=SETTINGS, default="cpu")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
     parser.add_argument("--roles", type=int, default=len(ROLES), help="how many of the roles (default: all)")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, help="only these (default: all)")
-    parser.add_argument("--ablation", action="store_true", help="every switch besides")
+    parser.add_argument(
+        "--ways", nargs="*", choices=WAYS, default=WAYS, metavar="WAY", help=f"only these of {names(WAYS)}"
+    )
+    parser.add_argument(
+        "--switches",
+        nargs="*",
+        choices=SWITCHES,
+        default=(),
+        metavar="SWITCH",
+        help=f"these besides, in the first role; without a name all: {names(SWITCHES)}",
+    )
     parser.add_argument(
         "--jobs", type=int, default=1, help="runs side by side, with a share of the cores each"
     )
     parser.add_argument("--work", type=Path, default=Path("generalisation"), help="data sets and runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON that is written")
     args = parser.parse_args()
+    args.switches = SWITCHES if args.switches == [] else args.switches
     own = sorted(os.sched_getaffinity(0))
     if not 1 <= args.jobs <= len(own):
         parser.error(f"--jobs: wanted 1 to {len(own)}, as many as there are cores, found {args.jobs}")
@@ -244,41 +301,43 @@ def main() -> None:
         parser.error(f"--roles: wanted 1 to {len(ROLES)}, found {args.roles}")
     setting = SETTINGS[args.setting]
     work = args.work.resolve() / args.setting
-    runs = plan(args)
-    for role, seed in {(run.role, run.seed): None for run in runs}:
-        worlds(setting, role, seed, work)
+    runs = plan(args, setting)
+    asked = {(run.role, run.seed): None for run in runs}
+    sets = {(role, seed): worlds(setting, role, seed, work) for role, seed in asked}
     shares: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
     for job in range(args.jobs):
         shares.put(set(own[job :: args.jobs]))
-    writing = threading.Lock()
 
     def do(run: Run) -> None:
         """One run, on a share of the cores."""
         cpus = shares.get()
         try:
-            found = train(run, setting, work, cpus)
+            found = train(run, setting, sets[run.role, run.seed], work, cpus, args.jobs)
         finally:
             shares.put(cpus)
-        with writing:
-            maps = {name: round(100 * measured["map"], 1) for name, measured in found["tests"].items()}
-            print(run.folder, maps, flush=True)
-            record(found, setting, args.results / setting.result)
+        maps = {name: round(100 * measured["map"], 1) for name, measured in found["tests"].items()}
+        print(run.folder, maps, flush=True)
+        record(found, setting, args.results / setting.result)
 
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(do, runs))
 
 
 def record(row: dict[str, Any], setting: Setting, path: Path) -> None:
-    """Put a row in the place of the same run's."""
+    """Put a row in the place of the same run's, whoever else writes there."""
 
     def key(each: dict[str, Any]) -> tuple[str, str, int]:
         return each["way"], each["role"]["labelled"], each["seed"]
 
-    rows = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
-    rows = sorted([*(old for old in rows if key(old) != key(row)), row], key=key)
-    machine = {"cpu": cpu_model(), "cores": cores(), "dmx": __version__}
-    result = machine | {"setting": vars(setting), "runs": rows}
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        rows = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
+        rows = sorted([*(old for old in rows if key(old) != key(row)), row], key=key)
+        result = {"setting": vars(setting), "claim": ROLES[0].labelled, "runs": rows}
+        write_whole(path, json.dumps(result, indent=1) + "\n")
+    finally:
+        os.close(folder)  # unlocks it, too
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes the tables of the README from the JSON that the benchmarks wrote; `--check` only compares."""
+"""Writes the tables of the documents from the JSON that the benchmarks wrote; `--check` only compares."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from faults_table import faults
+from generalisation_tables import (
+    generalisation,
+    generalisation_cameras,
+    generalisation_roles,
+    generalisation_switches,
+    spread,
+)
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -32,7 +39,7 @@ def demo(results: dict[str, Any]) -> str:
         "DomainMix": f"{styles['labelled']} with labels + {styles['unlabelled']} without (DomainMix)",
     }
     for name, label in labels.items():
-        cells = [spread([run["models"][name][key] for run in runs]) for key in ("map", "rank1", "minp")]
+        cells = [spread(run["models"][name][key] for run in runs) for key in ("map", "rank1", "minp")]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     steps = runs[0]["models"]["DomainMix"]["steps"]
     lines += [
@@ -317,12 +324,6 @@ def embed(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def spread(shares: list[float]) -> str:
-    """Mean and sample standard deviation, in percent."""
-    deviation = statistics.stdev(shares) if len(shares) > 1 else 0.0
-    return f"{100 * statistics.mean(shares):.1f} ± {100 * deviation:.1f}"
-
-
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "demo": demo,
     "cluster_cpu": cluster_cpu,
@@ -330,41 +331,52 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "decoders": decoders,
     "embed": embed,
     "faults": faults,
+    "generalisation": generalisation,
+    "generalisation_cameras": generalisation_cameras,
+    "generalisation_roles": generalisation_roles,
+    "generalisation_switches": generalisation_switches,
     "gpu": gpu,
     "model": model,
     "scaling": scaling,
     "ivf": ivf,
 }
+# The JSON of a table that is not named like it.
+RESULT = {"generalisation_roles": "generalisation", "generalisation_switches": "generalisation"}
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "method.md")
+MARK = re.compile(r"<!-- table: (\w+) -->")
 
 
-def filled(text: str) -> str:
-    """The README with every table made anew."""
+def filled(text: str, document: str = "README.md") -> str:
+    """A document with every table made anew."""
     marks = re.findall(r"<!-- (table|end)\b", text)
     if marks != ["table", "end"] * (len(marks) // 2):
-        raise SystemExit("README.md: wanted an end mark after every table mark, and none besides")
-    unknown = set(re.findall(r"<!-- table: (\w+) -->", text)) - set(TABLES)
-    if unknown:
-        raise SystemExit(f"README.md: no function makes the tables {', '.join(sorted(unknown))}")
-    for name, table in TABLES.items():
-        content = table(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
-        pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text, found = pattern.subn(lambda match, new=content: f"{match[1]}{new}\n{match[2]}", text)
-        if found != 1:
-            raise SystemExit(f"README.md: wanted one table named {name}, found {found}")
+        raise SystemExit(f"{document}: wanted an end mark after every table mark, and none besides")
+    for name in MARK.findall(text):
+        if name not in TABLES:
+            raise SystemExit(f"{document}: no function makes the table {name}")
+        result = json.loads((RESULTS / f"{RESULT.get(name, name)}.json").read_text(encoding="utf-8"))
+        before, mark, rest = text.partition(f"<!-- table: {name} -->\n")
+        if not mark:
+            raise SystemExit(f"{document}: wanted the mark of table {name} alone on its line")
+        _, end, after = rest.partition("<!-- end -->")
+        text = f"{before}{mark}{TABLES[name](result)}\n{end}{after}"
     return text
 
 
 def main() -> int:
-    """Rewrite the README, or compare."""
+    """Rewrite the documents, or compare."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; status 1 when a table is stale")
     arguments = parser.parse_args()
-    path = ROOT / "README.md"
-    text = path.read_text(encoding="utf-8")
-    wanted = filled(text)
+    texts = {path: path.read_text(encoding="utf-8") for path in DOCUMENTS}
+    found = sorted(name for text in texts.values() for name in MARK.findall(text))
+    if found != sorted(TABLES):
+        raise SystemExit(f"wanted each of {', '.join(sorted(TABLES))} in one place, found {', '.join(found)}")
+    wanted = {path: filled(text, path.name) for path, text in texts.items()}
     if arguments.check:
-        return int(wanted != text)
-    path.write_text(wanted, encoding="utf-8")
+        return int(wanted != texts)
+    for path, text in wanted.items():
+        path.write_text(text, encoding="utf-8")
     return 0
 
 

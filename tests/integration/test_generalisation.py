@@ -6,43 +6,68 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "generalisation.py"
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+SMALL = ("--setting", "trial", "--seeds", "0")
 
 
-def run(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def run(tmp_path: Path, script: str, *words: str) -> subprocess.CompletedProcess[str]:
     places = ["--work", str(tmp_path / "work"), "--results", str(tmp_path)]
-    small = ["--setting", "trial", "--seeds", "0", "--roles", "1"]
-    command = [sys.executable, str(SCRIPT), *places, *small, *words]
+    command = [sys.executable, str(FOLDER / script), *places, *SMALL, *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
 
 
-def test_a_trial_of_every_way_goes_on_where_it_was(tmp_path: Path) -> None:
+def rows_of(tmp_path: Path) -> dict[str, dict[str, Any]]:
+    content = json.loads((tmp_path / "generalisation_trial.json").read_text(encoding="utf-8"))
+    return {row["way"]: row for row in content["runs"]}
+
+
+def test_a_trial_of_every_way_goes_on_and_is_drawn(tmp_path: Path) -> None:
     """Ways that are done stay in the result when others are asked for, and are not run again."""
-    first = run(tmp_path, "--ways", "synthetic only", "DomainMix")
+    first = run(tmp_path, "generalisation.py", "--roles", "1", "--ways", "synthetic only", "DomainMix")
     assert first.returncode == 0, first.stderr
-    path = tmp_path / "generalisation_trial.json"
-    before = {row["way"]: row for row in json.loads(path.read_text())["runs"]}
+    before = rows_of(tmp_path)
+    kept = tmp_path / "work" / "trial" / "runs" / "DomainMix--street-campus--0" / "result.json"
+    written = kept.stat().st_mtime_ns
     assert set(before) == {"synthetic only", "DomainMix"}
-    again = run(tmp_path, "--ways", "DomainMix", "true labels")
+    again = run(tmp_path, "generalisation.py", "--roles", "1", "--switches", "neither switch")
     assert again.returncode == 0, again.stderr
-    after = {row["way"]: row for row in json.loads(path.read_text())["runs"]}
-    assert set(after) == {"synthetic only", "DomainMix", "true labels"}
-    assert after["DomainMix"] == before["DomainMix"]
+    after = rows_of(tmp_path)
+    assert set(after) == {"synthetic only", "pseudo-labels", "DomainMix", "true labels", "neither switch"}
+    assert {way: after[way] for way in before} == before
+    assert kept.stat().st_mtime_ns == written
     for row in after.values():
         assert row["steps"] == 12
         assert set(row["tests"]) == {"unseen", "second"}
     assert not after["synthetic only"]["clusters"]
     assert [line["purity"] for line in after["true labels"]["clusters"]] == [1.0, 1.0]
     assert {"domain_accuracy", "balance"} <= set(after["true labels"]["discriminator"][-1])
+    assert not after["pseudo-labels"]["discriminator"]
+
+    drawn = run(tmp_path, "generalisation_pictures.py", "--out", str(tmp_path / "pictures"))
+    assert drawn.returncode == 0, drawn.stderr
+    assert ">neither switch<" in (tmp_path / "pictures" / "clusters.svg").read_text(encoding="utf-8")
+    assert ">DomainMix<" in (tmp_path / "pictures" / "discriminator.svg").read_text(encoding="utf-8")
+    assert (tmp_path / "pictures" / "domains.png").stat().st_size > 10_000
+    measured = json.loads((tmp_path / "generalisation_trial_cameras.json").read_text(encoding="utf-8"))
+    ways = ("synthetic only", "pseudo-labels", "DomainMix", "true labels")
+    wanted = {(way, 0, camera) for way in ways for camera in range(6)}
+    assert {(row["way"], row["seed"], row["camera"]) for row in measured["rows"]} == wanted
+    for way in ways:  # every camera asks equally often here, so that the mean over cameras is the mAP
+        cameras = [row["map"] for row in measured["rows"] if row["way"] == way]
+        assert sum(cameras) / 6 == pytest.approx(after[way]["tests"]["unseen"]["map"], abs=1e-6)
 
 
 def test_what_cannot_be_is_said_at_once(tmp_path: Path) -> None:
     for words, message in (
         (("--jobs", "0"), "--jobs: wanted 1 to"),
         (("--roles", "9"), "--roles: wanted 1 to 3"),
+        (("--switches", "magic"), "--switches: invalid choice"),
     ):
-        done = run(tmp_path, *words)
+        done = run(tmp_path, "generalisation.py", *words)
         assert done.returncode == 2
         assert message in done.stderr
     assert not list(tmp_path.iterdir())

@@ -86,5 +86,5 @@ def test_the_tree_is_the_repositorys() -> None:
 
 
 def test_tables_are_those_of_the_results() -> None:
-    check = [sys.executable, str(ROOT / "benchmarks" / "readme_tables.py"), "--check"]
-    assert subprocess.run(check, check=False).returncode == 0, "run python benchmarks/readme_tables.py"
+    check = [sys.executable, str(ROOT / "benchmarks" / "tables.py"), "--check"]
+    assert subprocess.run(check, check=False).returncode == 0, "run python benchmarks/tables.py"

@@ -26,7 +26,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(str(FOLDER))
     before = set(sys.modules)
     yield importlib.import_module
-    for name in ("gpu", "model", "readme_tables"):
+    for name in ("gpu", "model", "tables"):
         if name not in before:
             sys.modules.pop(name, None)
 
@@ -259,7 +259,7 @@ def test_rivals_are_compared_by_what_they_find(trial: dict[str, Any]) -> None:
 
 
 def test_the_readme_says_when_no_gpu_was_measured(scripts: Any, trial: dict[str, Any]) -> None:
-    tables = scripts("readme_tables")
+    tables = scripts("tables")
     words = tables.gpu({"gpu": None, "reason": "torch found no CUDA device", "date": "2026-01-01"})
     assert words.startswith("No GPU has been measured yet")
     assert "|" not in words
@@ -277,4 +277,4 @@ def test_the_readme_says_when_no_gpu_was_measured(scripts: Any, trial: dict[str,
 def test_a_table_without_its_end_is_not_filled(scripts: Any, text: str) -> None:
     """It would swallow everything up to the end of the next."""
     with pytest.raises(SystemExit, match="an end mark after every table mark"):
-        scripts("readme_tables").filled(text)
+        scripts("tables").filled(text)
