@@ -77,6 +77,10 @@ WAYS: dict[str, list[str]] = {
 NEITHER = "neither switch"
 SWITCHES: dict[str, tuple[str, list[str]]] = {
     NEITHER: (METHOD, ["batch.norm_by_domain=false", "cluster.centre_cameras=false"]),
+    "neither switch, without the game": (
+        "pseudo-labels",
+        ["batch.norm_by_domain=false", "cluster.centre_cameras=false"],
+    ),
     "domains together": (METHOD, ["batch.norm_by_domain=false"]),
     "cameras as they are": (METHOD, ["cluster.centre_cameras=false"]),
     "true labels, domains together": (BOUND, ["batch.norm_by_domain=false"]),

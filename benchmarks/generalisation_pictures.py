@@ -24,6 +24,7 @@ from generalisation import NEITHER, ROLES, SETTINGS, WAYS, Run, Setting, worlds
 from generalisation_tables import METHOD, WITHOUT, runs_of
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from sklearn.manifold import TSNE
 
@@ -81,6 +82,7 @@ def band(axes: Axes, way: str, runs: Sequence[dict[int, float]]) -> None:
     axes.fill_between(
         epochs, [min(row) for row in values], [max(row) for row in values], color=colour, alpha=0.15
     )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
+from dmx.cores import cores
+
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 SMALL = ("--setting", "trial", "--seeds", "0")
+TOGETHER = ("--jobs", str(min(2, cores())))
 
 
 def run(tmp_path: Path, script: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -27,13 +30,15 @@ def rows_of(tmp_path: Path) -> dict[str, dict[str, Any]]:
 
 def test_a_trial_of_every_way_goes_on_and_is_drawn(tmp_path: Path) -> None:
     """Ways that are done stay in the result when others are asked for, and are not run again."""
-    first = run(tmp_path, "generalisation.py", "--roles", "1", "--ways", "synthetic only", "DomainMix")
+    first = run(
+        tmp_path, "generalisation.py", "--roles", "1", *TOGETHER, "--ways", "synthetic only", "DomainMix"
+    )
     assert first.returncode == 0, first.stderr
     before = rows_of(tmp_path)
     kept = tmp_path / "work" / "trial" / "runs" / "DomainMix--street-campus--0" / "result.json"
     written = kept.stat().st_mtime_ns
     assert set(before) == {"synthetic only", "DomainMix"}
-    again = run(tmp_path, "generalisation.py", "--roles", "1", "--switches", "neither switch")
+    again = run(tmp_path, "generalisation.py", "--roles", "1", *TOGETHER, "--switches", "neither switch")
     assert again.returncode == 0, again.stderr
     after = rows_of(tmp_path)
     assert set(after) == {"synthetic only", "pseudo-labels", "DomainMix", "true labels", "neither switch"}

@@ -330,7 +330,7 @@ def test_an_error_in_a_step_ends_the_stream_and_counts_its_time(monkeypatch: pyt
         finally:
             ended.append(True)
 
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise DmxError("a bad step")
 
     monkeypatch.setattr(loop, "train_model", fail)
