@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from cells import head, line
+
 NONE = "none"
 STRUCK = {
     "worker killed": "a worker is killed",
@@ -17,13 +19,10 @@ def faults(results: dict[str, Any]) -> str:
     """How long each job takes from each fault to its end."""
     rows = {(row["fault"], row["job"]): row for row in results["rows"]}
     names = list(dict.fromkeys(row["job"] for row in results["rows"]))
-    lines = [
-        "| from the fault to the end, s | " + " | ".join(f"dmx {name}" for name in names) + " |",
-        "|---|" + "---:|" * len(names),
-    ]
+    lines = head("from the fault to the end, s", *(f"dmx {name}" for name in names), texts=1)
     for fault, told in STRUCK.items():
         cells = [f"{row['after_s']:.0f}" if (row := rows.get((fault, name))) else "" for name in names]
-        lines.append(f"| {told} | {' | '.join(cells)} |")
+        lines.append(line(told, *cells))
     whole = ", ".join(
         f"{rows[NONE, name]['total_s']:.0f} s for dmx {name}" for name in names if (NONE, name) in rows
     )

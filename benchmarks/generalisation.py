@@ -24,6 +24,7 @@ import hashlib
 import json
 import os
 import queue
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -75,12 +76,10 @@ WAYS: dict[str, list[str]] = {
 
 # What changes, in which of the ways.
 NEITHER = "neither switch"
+OFF = ["batch.norm_by_domain=false", "cluster.centre_cameras=false"]
 SWITCHES: dict[str, tuple[str, list[str]]] = {
-    NEITHER: (METHOD, ["batch.norm_by_domain=false", "cluster.centre_cameras=false"]),
-    "neither switch, without the game": (
-        "pseudo-labels",
-        ["batch.norm_by_domain=false", "cluster.centre_cameras=false"],
-    ),
+    NEITHER: (METHOD, OFF),
+    "neither switch, without the game": ("pseudo-labels", OFF),
     "domains together": (METHOD, ["batch.norm_by_domain=false"]),
     "cameras as they are": (METHOD, ["cluster.centre_cameras=false"]),
     "true labels, domains together": (BOUND, ["batch.norm_by_domain=false"]),
@@ -207,10 +206,10 @@ def train(
     machine = folder / "machine.json"
     if not machine.exists():
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-        about = {"cpu": cpu_model(), "cores": cores(), "gpu": gpu, "jobs": jobs}
-        write_whole(machine, json.dumps(about))
-    about = {"machine": json.loads(machine.read_text(encoding="utf-8")), "recipe": digest(setting)}
-    return told(run, folder) | about
+        found = {"cpu": cpu_model(), "cores": cores(), "gpu": gpu, "jobs": jobs}
+        write_whole(machine, json.dumps(found))
+    row = told(run, folder)
+    return row | {"machine": json.loads(machine.read_text(encoding="utf-8")), "recipe": digest(setting)}
 
 
 def digest(setting: Setting) -> str:
@@ -236,9 +235,9 @@ def told(run: Run, folder: Path) -> dict[str, Any]:
 
 
 def discriminator(steps: Iterable[dict[str, Any]]) -> list[dict[str, float]]:
-    """By epoch: how often the discriminator is right, and the entropy that is left to it, in nats.
+    """By epoch: how often the discriminator is right, and the balance loss.
 
-    The balance loss is log 2 less the entropy of what the discriminator says of the backbone's features.
+    That is log 2 less the entropy, in nats, of what the discriminator says of the backbone's features.
     """
     seen: dict[int, dict[str, list[float]]] = {}
     for line in steps:
@@ -246,7 +245,7 @@ def discriminator(steps: Iterable[dict[str, Any]]) -> list[dict[str, float]]:
             if name in line:
                 seen.setdefault(line["epoch"] + 1, {}).setdefault(name, []).append(line[name])
     return [
-        {"epoch": epoch, **{name: sum(values) / len(values) for name, values in by_name.items()}}
+        {"epoch": epoch, **{name: statistics.mean(values) for name, values in by_name.items()}}
         for epoch, by_name in sorted(seen.items())
     ]
 
@@ -303,6 +302,7 @@ def main() -> None:
         parser.error(f"--jobs: wanted 1 to {len(own)}, as many as there are cores, found {args.jobs}")
     if not 1 <= args.roles <= len(ROLES):
         parser.error(f"--roles: wanted 1 to {len(ROLES)}, found {args.roles}")
+    args.results.mkdir(parents=True, exist_ok=True)  # now, and not after the first run
     setting = SETTINGS[args.setting]
     work = args.work.resolve() / args.setting
     runs = plan(args, setting)

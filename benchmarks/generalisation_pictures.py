@@ -173,7 +173,10 @@ def main() -> None:
     out = args.out or PICTURES
     mpl.rcParams.update({"svg.hashsalt": "dmx", "font.size": 9, "svg.fonttype": "none"})
     setting, work = SETTINGS[args.setting], args.work.resolve() / args.setting
-    results = json.loads((args.results / setting.result).read_text(encoding="utf-8"))
+    source = args.results / setting.result
+    if not source.exists():
+        parser.error(f"--results: wanted {source}, which generalisation.py writes, found none")
+    results = json.loads(source.read_text(encoding="utf-8"))
     clusters(results, out / "clusters.svg")
     discriminator(results, out / "discriminator.svg")
     domains(setting, args.seeds[0], work, out / "domains.png")

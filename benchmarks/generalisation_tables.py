@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
 from typing import Any
+
+from cells import head, line, spread
 
 WITHOUT, METHOD, BOUND = "synthetic only", "DomainMix", "true labels"
 WAYS = {
@@ -14,7 +15,7 @@ WAYS = {
     BOUND: "DomainMix with true labels of the unlabelled set",
 }
 TESTS = ("unseen", "second")
-METRICS = ("map", "rank1", "minp")
+METRICS = {"map": "mAP", "rank1": "rank-1", "minp": "mINP"}
 
 Runs = dict[int, dict[str, Any]]  # by seed
 
@@ -24,17 +25,15 @@ def generalisation(results: dict[str, Any]) -> str:
     by_way = ways_of(results, results["claim"])
     named = by_way[METHOD]
     styles, first = styles_of(named), next(iter(named.values()))
-    lines = [
-        "| " + " | ".join(["trained on", *(f"{styles[test]}: mAP | rank-1 | mINP" for test in TESTS)]) + " |",
-        "|---|" + "---:|" * (len(TESTS) * len(METRICS)),
-    ]
+    titles = (f"{styles[test]}: {metric}" for test in TESTS for metric in METRICS.values())
+    lines = head("trained on", *titles, texts=1)
     for way, runs in by_way.items():
         cells = [
             spread(run["tests"][test][metric] for run in runs.values())
             for test in TESTS
             for metric in METRICS
         ]
-        lines.append(f"| {WAYS[way]} | {' | '.join(cells)} |")
+        lines.append(line(WAYS[way], *cells))
     gains = " and ".join(f"{gain(by_way, test)} mAP on {styles[test]}" for test in TESTS)
     shares = " and ".join(way_gone(by_way, test) for test in TESTS)
     lines += [
@@ -50,10 +49,7 @@ def generalisation(results: dict[str, Any]) -> str:
 
 def generalisation_roles(results: dict[str, Any]) -> str:
     """The mAP of every way with the styles in other roles."""
-    lines = [
-        "| labelled | unlabelled | unseen | " + " | ".join(WAYS) + " | gain | of the way | seeds |",
-        "|---|---|---|" + "---:|" * (len(WAYS) + 3),
-    ]
+    lines = head("labelled", "unlabelled", "unseen", *WAYS, "gain", "of the way", "seeds", texts=3)
     for role in roles(results):
         by_way = ways_of(results, role)
         if not by_way[METHOD]:
@@ -62,8 +58,7 @@ def generalisation_roles(results: dict[str, Any]) -> str:
         for test in TESTS:
             cells = [spread(run["tests"][test]["map"] for run in runs.values()) for runs in by_way.values()]
             cells += [gain(by_way, test), way_gone(by_way, test), str(len(by_way[METHOD]))]
-            names = [styles["labelled"], styles["unlabelled"], styles[test]]
-            lines.append(f"| {' | '.join(names + cells)} |")
+            lines.append(line(styles["labelled"], styles["unlabelled"], styles[test], *cells))
     lines += ["", "mAP in percent; the gain is DomainMix's over synthetic only, seed by seed."]
     return "\n".join(lines)
 
@@ -72,11 +67,8 @@ def generalisation_switches(results: dict[str, Any]) -> str:
     """What each switch changes, seed by seed, and what the last clustering was like."""
     role = results["claim"]
     styles = styles_of(ways_of(results, role)[METHOD])
-    heads = [f"{styles[test]}: mAP | change" for test in TESTS]
-    lines = [
-        f"| | in | settings | {' | '.join(heads)} | purity | recall | seeds |",
-        "|---|---|---|" + "---:|" * (2 * len(TESTS) + 3),
-    ]
+    titles = (title for test in TESTS for title in (f"{styles[test]}: mAP", "change"))
+    lines = head("", "in", "settings", *titles, "purity", "recall", "seeds", texts=3)
     switches = [METHOD, *(row["way"] for row in results["runs"] if row["way"] not in WAYS)]
     for way in dict.fromkeys(switches):
         runs = runs_of(results, way, role)
@@ -89,12 +81,29 @@ def generalisation_switches(results: dict[str, Any]) -> str:
             cells += ["" if way == METHOD else differences(runs, base, test)]
         last = [run["clusters"][-1] for run in runs.values() if run["clusters"]]
         cells += [mean_share(last, "purity"), mean_share(last, "pair_recall"), str(len(runs))]
-        lines.append(f"| {way} | {' | '.join(cells)} |")
+        lines.append(line(way, *cells))
     lines += [
         "",
         "Change in mAP points against the way in which the switch was changed, seed by seed. Purity, and "
         "recall of pairs of one person, are those of the last clustering.",
     ]
+    return "\n".join(lines)
+
+
+def generalisation_cameras(results: dict[str, Any]) -> str:
+    """The mAP of the queries of each camera of the unseen style."""
+    found: dict[tuple[str, int], list[float]] = {}
+    for row in results["rows"]:
+        found.setdefault((row["way"], row["camera"]), []).append(row["map"])
+    ways = [way for way in WAYS if any(way == name for name, _ in found)]
+    lines = head(f"camera of {results['style']}", *ways, "gain")
+    for camera in sorted({camera for _, camera in found}):
+        own = {way: found[way, camera] for way in ways}
+        gains = [a - b for a, b in zip(own[METHOD], own[WITHOUT], strict=True)]
+        cells = [spread(values) for values in own.values()]
+        lines.append(line(camera, *cells, spread(gains, "+.1f")))
+    seeds = len({row["seed"] for row in results["rows"]})
+    lines += ["", f"Mean ± standard deviation in percent over {seeds} seeds."]
     return "\n".join(lines)
 
 
@@ -158,42 +167,15 @@ def differences(runs: Runs, base: Runs, test: str) -> str:
     return spread((a["tests"][test]["map"] - b["tests"][test]["map"] for a, b in pairs), "+.1f")
 
 
-def spread(shares: Iterable[float], form: str = ".1f") -> str:
-    """Mean and sample standard deviation, in percent."""
-    found = [100 * share for share in shares]
-    deviation = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
-    return f"{statistics.mean(found):{form}}{deviation}"
-
-
 def mean_share(rows: list[dict[str, Any]], name: str) -> str:
     """In percent; empty where there is none."""
     return f"{statistics.mean(row[name] for row in rows):.0%}" if rows else ""
 
 
 def machine(runs: Runs) -> str:
-    """Where it ran, and how long a run takes there."""
-    minutes = statistics.median(run["seconds"] for run in runs.values()) / 60
+    """Where it ran, and how long the quickest run took there: what else the machine did slows the others."""
+    minutes = min(run["seconds"] for run in runs.values()) / 60
     about = next(iter(runs.values()))["machine"]
     where = about["gpu"] or f"{about['cores']} cores of an {about['cpu']}"
     beside = f", {about['jobs']} of them side by side," if about["jobs"] > 1 else ""
-    return f"A run took {minutes:.0f} minutes{beside} on {where}."
-
-
-def generalisation_cameras(results: dict[str, Any]) -> str:
-    """The mAP of the queries of each camera of the unseen style."""
-    found: dict[tuple[str, int], list[float]] = {}
-    for row in results["rows"]:
-        found.setdefault((row["way"], row["camera"]), []).append(row["map"])
-    ways = [way for way in WAYS if any(way == name for name, _ in found)]
-    lines = [
-        f"| camera of {results['style']} | " + " | ".join(ways) + " | gain |",
-        "|---:|" + "---:|" * (len(ways) + 1),
-    ]
-    for camera in sorted({camera for _, camera in found}):
-        own = {way: found[way, camera] for way in ways}
-        gains = [a - b for a, b in zip(own[METHOD], own[WITHOUT], strict=True)]
-        cells = [spread(values) for values in own.values()]
-        lines.append(f"| {camera} | {' | '.join(cells)} | {spread(gains, '+.1f')} |")
-    seeds = len({row["seed"] for row in results["rows"]})
-    lines += ["", f"Mean ± standard deviation in percent over {seeds} seeds."]
-    return "\n".join(lines)
+    return f"A run took at least {minutes:.0f} minutes{beside} on {where}."

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cells import head, line, spread
 from faults_table import faults
 from generalisation_tables import (
     generalisation,
     generalisation_cameras,
     generalisation_roles,
     generalisation_switches,
-    spread,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -30,30 +30,26 @@ def demo(results: dict[str, Any]) -> str:
     """Both models over the seeds, and the clusters by epoch."""
     runs = results["runs"]
     styles = runs[0]["styles"]
-    lines = [
-        f"| trained on | {styles['unseen']} (unseen): mAP | rank-1 | mINP |",
-        "|---|---:|---:|---:|",
-    ]
+    lines = head("trained on", f"{styles['unseen']} (unseen): mAP", "rank-1", "mINP", texts=1)
     labels = {
         "synthetic only": f"{styles['labelled']} with labels",
         "DomainMix": f"{styles['labelled']} with labels + {styles['unlabelled']} without (DomainMix)",
     }
     for name, label in labels.items():
         cells = [spread(run["models"][name][key] for run in runs) for key in ("map", "rank1", "minp")]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
+        lines.append(line(label, *cells))
     steps = runs[0]["models"]["DomainMix"]["steps"]
     lines += [
         "",
         f"Mean ± standard deviation in percent over {len(runs)} seeds, {steps} steps each. Pseudo-identities "
         "by epoch (means; the true identities serve only to measure purity):",
         "",
-        "| epoch | clusters | images kept | purity |",
-        "|---:|---:|---:|---:|",
+        *head("epoch", "clusters", "images kept", "purity"),
     ]
     for rows in zip(*(run["clusters"] for run in runs), strict=True):
         clusters = statistics.mean(row["clusters"] for row in rows)
         kept, purity = (100 * statistics.mean(row[key] for row in rows) for key in ("kept_share", "purity"))
-        lines.append(f"| {rows[0]['epoch']} | {clusters:.0f} | {kept:.0f} % | {purity:.0f} % |")
+        lines.append(line(rows[0]["epoch"], f"{clusters:.0f}", f"{kept:.0f} %", f"{purity:.0f} %"))
     minutes = max(run["total_seconds"] for run in runs) / 60
     memory = max(run["peak_memory_bytes"] for run in runs) / 2**30
     lines += [
@@ -66,18 +62,14 @@ def demo(results: dict[str, Any]) -> str:
 
 def cluster_cpu(results: dict[str, Any]) -> str:
     """Time and memory of both ways, by number of images."""
-    lines = [
-        "| images | dense, s | DMX, s | in all | after the neighbours | dense, MB | DMX, MB |",
-        "|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    lines = head("images", "dense, s", "DMX, s", "in all", "after the neighbours", "dense, MB", "DMX, MB")
     for row in results["measured"]:
         dense, dmx = row["dense"], row["dmx"]
         before, after = dense["wall_s"], dmx["wall_s"]
+        gains = (f"{before[stage] / after[stage]:.0f}x" for stage in ("all", "after_neighbours"))
+        memory = (f"{way['peak_mb']:.0f}" for way in (dense, dmx))
         lines.append(
-            f"| {row['images']:,} | {before['all']:.1f} | {after['all']:.2f} "
-            f"| {before['all'] / after['all']:.0f}x "
-            f"| {before['after_neighbours'] / after['after_neighbours']:.0f}x "
-            f"| {dense['peak_mb']:.0f} | {dmx['peak_mb']:.0f} |"
+            line(f"{row['images']:,}", f"{before['all']:.1f}", f"{after['all']:.2f}", *gains, *memory)
         )
     environment = results["environment"]
     machine = f"{environment['cores']} cores of an {environment['cpu']}"
@@ -90,10 +82,9 @@ def model(results: dict[str, Any]) -> str:
     """Predicted time, memory, traffic: on the fewest GPUs, LUPerson on some more, many images on most."""
     rows = [row for row in results["predictions"] if row["memory_bytes"]["fits"]]
     most = max(row["gpus"] for row in rows)
-    lines = [
-        "| images | width | GPUs | neighbours, s | the rest, s | in all, s | GiB a GPU | GB received |",
-        "|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    lines = head(
+        "images", "width", "GPUs", "neighbours, s", "the rest, s", "in all, s", "GiB a GPU", "GB received"
+    )
     for row in rows:
         seconds, memory = row["seconds"], row["memory_bytes"]
         fewest = min(r["gpus"] for r in rows if (r["n"], r["d"]) == (row["n"], row["d"]))
@@ -101,10 +92,10 @@ def model(results: dict[str, Any]) -> str:
         if not is_wanted and (row["gpus"] != most or row["n"] < MANY_IMAGES):
             continue
         search = sum(seconds[stage] for stage in ("prepare", "scan", "tighten", "rescore"))
-        times = " | ".join(brief(t) for t in (search, seconds["total"] - search, seconds["total"]))
+        times = (brief(t) for t in (search, seconds["total"] - search, seconds["total"]))
         peak = max(memory[name] for name in ("self_knn", "k_reciprocal", "jaccard_pairs", "dbscan")) / 2**30
         received = brief(sum(row["network_bytes"].values()) / 1e9)
-        lines.append(f"| {row['n']:,} | {row['d']} | {row['gpus']} | {times} | {peak:.1f} | {received} |")
+        lines.append(line(f"{row['n']:,}", row["d"], row["gpus"], *times, f"{peak:.1f}", received))
     ceilings = results["ceilings"]
     lines += [
         "",
@@ -118,13 +109,10 @@ def model(results: dict[str, Any]) -> str:
 
 def scaling(results: dict[str, Any]) -> str:
     """Time and memory of clustering by images and workers on the CPU."""
-    lines = [
-        "| images | workers | neighbours, s | after them, s | MB a worker |",
-        "|---:|---:|---:|---:|---:|",
-    ]
+    lines = head("images", "workers", "neighbours, s", "after them, s", "MB a worker")
     for row in sorted(results["rows"], key=lambda row: (row["images"], row["workers"])):
-        times = f"{brief(row['cpu_s']['neighbours'])} | {brief(row['after_neighbours_cpu_s'])}"
-        lines.append(f"| {row['images']:,} | {row['workers']} | {times} | {row['peak_bytes'] / 1e6:.0f} |")
+        times = (brief(row["cpu_s"]["neighbours"]), brief(row["after_neighbours_cpu_s"]))
+        lines.append(line(f"{row['images']:,}", row["workers"], *times, f"{row['peak_bytes'] / 1e6:.0f}"))
     exponents = results["exponents"]
     lines += [
         "",
@@ -138,15 +126,12 @@ def scaling(results: dict[str, Any]) -> str:
 
 def ivf(results: dict[str, Any]) -> str:
     """Recall and CPU time of inverted lists beside the exact search."""
-    lines = [
-        "| images | exact, s | lists | probes | recall | s |",
-        "|---:|---:|---:|---:|---:|---:|",
-    ]
+    lines = head("images", "exact, s", "lists", "probes", "recall", "s")
     for size in results["measured"]:
         exact = brief(size["exact"]["cpu_s"])
         for row in size["ivf"]:
-            cells = f"{size['lists']} | {row['probes']} | {row['recall']:.3f} | {brief(row['cpu_s'])}"
-            lines.append(f"| {size['rows']:,} | {exact} | {cells} |")
+            cells = (size["lists"], row["probes"], f"{row['recall']:.3f}", brief(row["cpu_s"]))
+            lines.append(line(f"{size['rows']:,}", exact, *cells))
     lines += [
         "",
         f"CPU seconds, medians of {results['measured'][0]['repeats']}, D = {results['width']}, "
@@ -167,11 +152,10 @@ def gpu(results: dict[str, Any]) -> str:
             f"No GPU has been measured yet: {results['reason']} where `benchmarks/gpu.py` was run last "
             f"({results['date']})."
         )
-    lines = [
-        "| images | width | neighbours, s | of the GEMM ceiling | predicted, s | `matmul` + `topk`, s | "
-        "all of it, s |",
-        "|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    lines = head(
+        "images", "width", "neighbours, s", "of the GEMM ceiling", "predicted, s", "`matmul` + `topk`, s",
+        "all of it, s",
+    )  # fmt: skip
     timed = {
         (row.get("stage") or row["rival"], row["n"], row["d"]): row
         for row in results["rows"] + results["rivals"]
@@ -183,11 +167,13 @@ def gpu(results: dict[str, Any]) -> str:
         return "not measured" if value is None else format(value, form)
 
     for n, d in sorted({(n, d) for name, n, d in timed if name == "self_knn"}):
-        lines.append(
-            f"| {n:,} | {d} | {cell('self_knn', n, d)} | {cell('self_knn', n, d, 'gemm_share_n2', '.0%')} "
-            f"| {cell('self_knn', n, d, 'predicted_s')} | {cell('matmul bfloat16', n, d)} "
-            f"| {cell('pseudo_labels', n, d)} |"
+        search = (
+            cell("self_knn", n, d),
+            cell("self_knn", n, d, "gemm_share_n2", ".0%"),
+            cell("self_knn", n, d, "predicted_s"),
         )
+        others = (cell(name, n, d) for name in ("matmul bfloat16", "pseudo_labels"))
+        lines.append(line(f"{n:,}", d, *search, *others))
     device, ceilings, checks = results["gpu"], results["ceilings"], results["checks"]
     wrong = sum(not row["passed"] for row in checks)
     lines += [
@@ -205,10 +191,7 @@ def decoders(results: dict[str, Any]) -> str:
     """Microseconds of a core an image, by decoder and by resizer."""
     sizes = list(dict.fromkeys(tuple(row["source"]) for row in results["rows"]))
     height, width = results["target"]
-    lines = [
-        f"| | {' | '.join(f'{h} x {w} px, µs' for h, w in sizes)} | furthest pixel |",
-        "|---|" + "---:|" * (len(sizes) + 1),
-    ]
+    lines = head("", *(f"{h} x {w} px, µs" for h, w in sizes), "furthest pixel", texts=1)
     for part, verb in (("decode", ""), ("resize", f"resize to {height} x {width}: ")):
         rows = [row for row in results["rows"] if row["part"] == part]
         for name in dict.fromkeys(row["name"] for row in rows):
@@ -217,7 +200,7 @@ def decoders(results: dict[str, Any]) -> str:
             worst = max(row["max_difference"] for row in own.values())
             version = results["versions"].get(name)
             label = f"{verb}{name}" + (f" {version}" if part == "decode" and version else "")
-            lines.append(f"| {label} | {' | '.join(cells)} | {worst} |")
+            lines.append(line(label, *cells, worst))
     missing = "; ".join(
         f"{name} was not measured ({why.rstrip('.')})" for name, why in results["not_measured"].items()
     )
@@ -232,25 +215,23 @@ def decoders(results: dict[str, Any]) -> str:
 
 def classifier(results: dict[str, Any]) -> str:
     """A step's time and its memory beyond rows and moments, by number of identities and processes."""
-    lines = [
-        "| identities | processes | rows and moments, MiB | usual, s | fp32, s | bf16, s "
-        "| usual, MiB | fp32, MiB | bf16, MiB |",
-        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    lines = head(
+        "identities", "processes", "rows and moments, MiB", "usual, s", "fp32, s", "bf16, s", "usual, MiB",
+        "fp32, MiB", "bf16, MiB",
+    )  # fmt: skip
     found = {(row["classes"], row["processes"], row["way"]): row for row in results["measured"]}
 
-    def cells(classes: int, processes: int, field: str, form: Callable[[float], str]) -> str:
+    def cells(classes: int, processes: int, field: str, form: Callable[[float], str]) -> list[str]:
         rows = (found.get((classes, processes, way), {}) for way in ("usual", "fp32", "bf16"))
-        return " | ".join(
+        return [
             form(row[field]) if field in row else "does not fit" if "skipped" in row else "" for row in rows
-        )
+        ]
 
     for classes, processes in dict.fromkeys(key[:2] for key in found):
         state = found[classes, processes, "fp32"]["state_bytes"] / 2**20
-        lines.append(
-            f"| {classes:,} | {processes} | {state:,.0f} | {cells(classes, processes, 'seconds', brief)} "
-            f"| {cells(classes, processes, 'beyond_bytes', lambda size: f'{size / 2**20:,.0f}')} |"
-        )
+        times = cells(classes, processes, "seconds", brief)
+        sizes = cells(classes, processes, "beyond_bytes", lambda size: f"{size / 2**20:,.0f}")
+        lines.append(line(f"{classes:,}", processes, f"{state:,.0f}", *times, *sizes))
     settings, environment = results["settings"], results["environment"]
     machine = f"{environment['cores']} cores of an {environment['cpu']}"
     where, medians = settings["device"], "median times"
@@ -276,14 +257,13 @@ def row_precision(runs: list[dict[str, Any]]) -> list[str]:
     """What rows held in different ways have learned, by learning rate."""
     rows = {(run["way"], run["lr"]): run for run in runs}
     rates = sorted({lr for _, lr in rows}, reverse=True)
-    lines = [
-        "| rows held as | bytes a weight | " + " | ".join(f"off at {lr:g} | loss" for lr in rates) + " |",
-        "|---|---:|" + "---:|---:|" * len(rates),
-    ]
+    titles = (title for lr in rates for title in (f"off at {lr:g}", "loss"))
+    lines = head("rows held as", "bytes a weight", *titles, texts=1)
     sizes = {"fp32": 12, "bf16 and rest": 12, "bf16 alone": 10, "bf16 at random": 10}
     for way, size in sizes.items():
-        cells = [f"{rows[way, lr]['distance']:.1%} | {rows[way, lr]['loss']:.4f}" for lr in rates]
-        lines.append(f"| {way} | {size} | {' | '.join(cells)} |")
+        held = [rows[way, lr] for lr in rates]
+        cells = (cell for run in held for cell in (f"{run['distance']:.1%}", f"{run['loss']:.4f}"))
+        lines.append(line(way, size, *cells))
     lines += [
         "",
         f"After {runs[0]['steps']} steps on {runs[0]['classes']} drawn identities of width "
@@ -295,16 +275,11 @@ def row_precision(runs: list[dict[str, Any]]) -> list[str]:
 
 def embed(results: dict[str, Any]) -> str:
     """Rates of the pipeline and of the forward pass alone, and what memory more images take."""
-    lines = [
-        "| images | dmx embed, images/s | forward alone, images/s | share | memory, GiB |",
-        "|---:|---:|---:|---:|---:|",
-    ]
+    lines = head("images", "dmx embed, images/s", "forward alone, images/s", "share", "memory, GiB")
     for row in sorted(results["runs"], key=lambda run: run["images"]):
         memory = (row["private_bytes"] + row["shared_bytes"]) / 2**30
-        lines.append(
-            f"| {row['images']:,} | {row['images_per_s']:.1f} | {row['bare_images_per_s']:.1f} "
-            f"| {row['share']:.0%} | {memory:.2f} |"
-        )
+        rates = (f"{row['images_per_s']:.1f}", f"{row['bare_images_per_s']:.1f}")
+        lines.append(line(f"{row['images']:,}", *rates, f"{row['share']:.0%}", f"{memory:.2f}"))
     where = results["gpu"] or f"{results['cores']} cores of an {results['cpu']}"
     height, width = results["image"]
     cpu = ""

@@ -72,12 +72,13 @@ class Request:
             "identities": (1, MAX_IDENTITY + 1),
             "first_identity": (0, MAX_IDENTITY + 1 - self.identities),
             "cameras": (1, MAX_CAMERA + 1),
-            "cameras_per_identity": (1, self.cameras),
             "images": (1, MAX_INDEX + 1),
             "height": (MIN_HEIGHT, MAX_HEIGHT),
         }
+        if self.cameras_per_identity is not None:
+            limits["cameras_per_identity"] = (1, self.cameras)
         for name, (least, most) in limits.items():
-            value = self.seen_by if name == "cameras_per_identity" else getattr(self, name)
+            value = getattr(self, name)
             if not least <= value <= most:
                 raise DmxError(f"{name} must be from {least} to {most}, found {value}")
         if self.height % 2:

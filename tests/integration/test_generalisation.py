@@ -66,6 +66,12 @@ def test_a_trial_of_every_way_goes_on_and_is_drawn(tmp_path: Path) -> None:
         assert sum(cameras) / 6 == pytest.approx(after[way]["tests"]["unseen"]["map"], abs=1e-6)
 
 
+def test_without_a_result_there_is_nothing_to_draw(tmp_path: Path) -> None:
+    done = run(tmp_path, "generalisation_pictures.py", "--out", str(tmp_path / "pictures"))
+    assert done.returncode == 2
+    assert "generalisation_trial.json, which generalisation.py writes, found none" in done.stderr
+
+
 def test_what_cannot_be_is_said_at_once(tmp_path: Path) -> None:
     for words, message in (
         (("--jobs", "0"), "--jobs: wanted 1 to"),

@@ -90,13 +90,22 @@ def test_launchers_train_the_same(
 def test_domains_apart_and_cameras_centred_by_two_processes(
     recipe: Path, tmp_path: Path, tiny_settings: dict[str, Any]
 ) -> None:
-    """Two forward passes a step, with sharded parameters; sums over cameras; as one process does it."""
-    chosen = ("--set", "batch.norm_by_domain=true", "--set", "cluster.centre_cameras=true")
+    """Two forward passes a step, with sharded parameters; sums over cameras; as one process does it.
+
+    The discriminator is taught in steps of the model's, so that both engines update in one.
+    """
+    switches = (
+        "batch.norm_by_domain=true",
+        "cluster.centre_cameras=true",
+        "schedule.discriminator_alone=false",
+    )
+    chosen = [word for switch in switches for word in ("--set", switch)]
     alone, both = tmp_path / "alone", tmp_path / "both"
     assert _train(*_arguments(recipe, alone, tiny_settings, *chosen, "--launcher", "inline")) == 0
     sharded = ("--set", "optim.zero_stage=3", "--launcher", "torchrun", "--workers", "2")
     assert _train(*_arguments(recipe, both, tiny_settings, *chosen, *sharded)) == 0
     assert [line["stage"] for line in read_lines(both / EPOCHS_LOG)] == ["source", "two"]
+    assert any({"balance", "domain"} <= set(line) for line in read_lines(both / STEPS))
     assert _losses(both)[:STEPS_PER_EPOCH] == pytest.approx(_losses(alone)[:STEPS_PER_EPOCH], rel=1e-3)
     assert _losses(both) == pytest.approx(_losses(alone), rel=0.2)
 

@@ -278,3 +278,8 @@ def test_a_table_without_its_end_is_not_filled(scripts: Any, text: str) -> None:
     """It would swallow everything up to the end of the next."""
     with pytest.raises(SystemExit, match="an end mark after every table mark"):
         scripts("tables").filled(text)
+
+
+def test_a_mark_that_does_not_end_its_line_is_not_passed_over(scripts: Any) -> None:
+    with pytest.raises(SystemExit, match="wanted the mark of table ivf alone on its line"):
+        scripts("tables").filled("<!-- table: ivf --> here\n<!-- end -->")
