@@ -7,9 +7,9 @@
     python benchmarks/generalisation.py --setting trial          # whether it runs; its numbers mean nothing
 
 A role is a style that is labelled, one that is not, and two that only test. All ways take equally many steps
-of equally many images, by the recipe `demo` with `batch.norm_by_domain` and `cluster.centre_cameras`; what
-differs are the settings in WAYS and SWITCHES, and that without a target there is no stage two, in which
-identities weigh less. A seed is that of people, cameras, weights and batches.
+of equally many images, by the recipe `demo` with the settings in ADDED; what differs are those in WAYS and
+SWITCHES, and that without a target there is no stage two, in which identities weigh less. A seed is that of
+people, cameras, weights and batches.
 
 A run that is finished is not repeated: the folder of `--work` keeps it, and the same command goes on. After
 every run its row takes the place of the one before in benchmarks/results/generalisation.json (other settings:
@@ -75,13 +75,19 @@ WAYS: dict[str, list[str]] = {
 }
 
 # What changes, in which of the ways.
-NEITHER = "neither switch"
-OFF = ["batch.norm_by_domain=false", "cluster.centre_cameras=false"]
+PLAIN = "no switch"
+OFF = [
+    "batch.norm_by_domain=false", "cluster.centre_cameras=false", "cluster.same_camera_share=1",
+    "cluster.k1=20",
+]  # fmt: skip
 SWITCHES: dict[str, tuple[str, list[str]]] = {
-    NEITHER: (METHOD, OFF),
-    "neither switch, without the game": ("pseudo-labels", OFF),
+    PLAIN: (METHOD, OFF),
+    "no switch, without the game": ("pseudo-labels", OFF),
     "domains together": (METHOD, ["batch.norm_by_domain=false"]),
     "cameras as they are": (METHOD, ["cluster.centre_cameras=false"]),
+    "neighbours of any camera": (METHOD, ["cluster.same_camera_share=1"]),
+    "more neighbours, of any camera": (METHOD, ["cluster.same_camera_share=1", "cluster.k1=20"]),
+    "every cluster": (METHOD, ["cluster.eps_gap=0"]),
     "true labels, domains together": (BOUND, ["batch.norm_by_domain=false"]),
     "synthetic only, identities weigh 1": (WITHOUT, ["loss.identity_weight_stage_one=1"]),
     "identities weigh 10 throughout": (METHOD, ["loss.identity_weight_stage_two=10"]),
@@ -89,9 +95,9 @@ SWITCHES: dict[str, tuple[str, list[str]]] = {
     "discriminator in every 3rd step": (METHOD, ["schedule.discriminator_every=3"]),
     "discriminator beside the model": (METHOD, ["schedule.discriminator_alone=false"]),
     "balance loss times three": (METHOD, ["loss.balance_weight=3"]),
+    "balance loss times 0.3": (METHOD, ["loss.balance_weight=0.3"]),
     "a quarter of the batch labelled": (METHOD, ["batch.source_share=0.25"]),
     "radius of the paper": (METHOD, ["cluster.k1=30", "cluster.eps=0.6"]),
-    "fewer neighbours": (METHOD, ["cluster.k1=16"]),
 }
 
 
@@ -114,26 +120,29 @@ class Setting:
 
 
 # What every run adds to the demo's recipe.
-BOTH = ("batch.norm_by_domain=true", "cluster.centre_cameras=true")
+ADDED = (
+    "batch.norm_by_domain=true", "cluster.centre_cameras=true", "cluster.same_camera_share=0.25",
+    "cluster.k1=16",
+)  # fmt: skip
 
 SETTINGS = {
     "cpu": Setting(
-        "resnet18", BOTH, 128, Demo.labelled.people, Demo.unlabelled.people, Demo.unseen.people,
+        "resnet18", ADDED, 128, Demo.labelled.people, Demo.unlabelled.people, Demo.unseen.people,
         "generalisation.json",
     ),
     "scattered": Setting(
-        "resnet18", BOTH, 128, Demo.labelled.people, Demo.unlabelled.people, Demo.unseen.people,
+        "resnet18", ADDED, 128, Demo.labelled.people, Demo.unlabelled.people, Demo.unseen.people,
         "generalisation_scattered.json", 2,
     ),
     "gpu": Setting(
         "resnet50",
-        (*BOTH, "model.backbone=resnet50", "model.backbone_args={}", "data.height=256", "data.width=128",
+        (*ADDED, "model.backbone=resnet50", "model.backbone_args={}", "data.height=256", "data.width=128",
          "augment.pad=10", "schedule.steps_per_epoch=200", "data.workers=12"),
         256, 600, 600, 300, "generalisation_gpu.json",
     ),
     "trial": Setting(
         "resnet18",
-        (*BOTH, "model.backbone_args={channels: [8, 8, 8, 8]}", "data.height=64", "data.width=32",
+        (*ADDED, "model.backbone_args={channels: [8, 8, 8, 8]}", "data.height=64", "data.width=32",
          "batch.identities=4", "schedule.steps_per_epoch=4", "schedule.epochs=3",
          "schedule.source_epochs=1", "schedule.stage_two_epoch=2"),
         64, 16, 16, 8, "generalisation_trial.json",

@@ -20,7 +20,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import torch
-from generalisation import NEITHER, ROLES, SETTINGS, WAYS, Run, Setting, worlds
+from generalisation import PLAIN, ROLES, SETTINGS, WAYS, Run, Setting, worlds
 from generalisation_tables import METHOD, WITHOUT, runs_of
 from matplotlib import pyplot
 from matplotlib.axes import Axes
@@ -37,7 +37,7 @@ from dmx.train.checkpoint import LATEST, load_model
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 RESULTS = Path(__file__).parent / "results"
 # Told apart without colours, too.
-LINES = {METHOD: ("#1b6ca8", "-"), NEITHER: ("#c0392b", "--")}
+LINES = {METHOD: ("#1b6ca8", "-"), PLAIN: ("#c0392b", "--")}
 DOMAINS = {"labelled": ("#e08214", "s"), "unlabelled": ("#1b6ca8", "o"), "unseen": ("#4d9221", "^")}
 POINTS = 500  # images of each domain
 

@@ -150,7 +150,7 @@ def _neighbours(
         if place.leads:
             print("neighbours are kept from an earlier start", file=sys.stderr, flush=True)
         return Neighbours(kept.indices.to(place.device), kept.similarities.to(place.device))
-    found = find_neighbours(group, rows, squares, job.settings)
+    found = find_neighbours(group, rows, squares, job.settings, job.settings.k1)
     folder.mkdir(exist_ok=True)
     for begin in range(0, group.own, SAVED_ROWS):
         end = min(begin + SAVED_ROWS, group.own)

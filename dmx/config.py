@@ -108,6 +108,9 @@ class ClusterConfig:
     centre_cameras: bool = _doc(
         False, "take the mean feature of each camera from its images before they are clustered"
     )
+    same_camera_share: float = _doc(
+        1.0, "most that images of its own camera may be of an image's nearest neighbours", low=0, high=1
+    )
     k1: int = _doc(30, "neighbours of k-reciprocal encoding, the image itself included", low=1)
     k2: int = _doc(6, "neighbours of query expansion, the image itself included", low=1)
     eps: float = _doc(0.6, "DBSCAN radius in Jaccard distance", low=0, high=1)

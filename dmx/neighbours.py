@@ -15,7 +15,7 @@ from dmx.kernels.knn import Neighbours
 
 
 def find_neighbours(
-    group: Group, features: torch.Tensor, squares: torch.Tensor, settings: ClusterConfig
+    group: Group, features: torch.Tensor, squares: torch.Tensor, settings: ClusterConfig, columns: int
 ) -> Neighbours:
     """The nearest neighbours of this process's rows among those of all. Collective.
 
@@ -23,16 +23,17 @@ def find_neighbours(
         group: the processes and their rows.
         features: (own rows, D); squares: (own rows,) float64. As `dmx.cluster.validation.as_features` makes
             them.
-        settings: `k1`, `knn` and `ivf_probes`.
+        settings: `knn` and `ivf_probes`.
+        columns: how many, the row itself included.
 
     Returns:
-        Neighbours (own rows, min(k1, N)).
+        Neighbours (own rows, min(columns, N)).
     """
     if settings.knn == "exact":
-        return sharded_knn(group, features, squares, settings.k1)
-    found = ivf_neighbours(group, features, squares, settings.k1, probes=settings.ivf_probes)
+        return sharded_knn(group, features, squares, columns)
+    found = ivf_neighbours(group, features, squares, columns, probes=settings.ivf_probes)
     if group.rank == 0:
-        text, is_low = recall_message(found, settings.k1)
+        text, is_low = recall_message(found, columns)
         print(f"{'warning: ' if is_low else ''}{text}", file=sys.stderr, flush=True)
     return found.neighbours
 

@@ -21,17 +21,19 @@ from contextlib import closing
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from dmx.cluster.sharded import sharded_centroids, sharded_pseudo_labels
+from dmx.cluster.sharded import Group, sharded_centroids, sharded_pseudo_labels
 from dmx.cluster.validation import as_features
 from dmx.data.shards import Split
 from dmx.distributed import meet, share, use_cores
 from dmx.errors import DmxError
 from dmx.evaluation import Embedded
 from dmx.evaluation import evaluate as evaluate_retrieval
+from dmx.kernels.knn import Neighbours
 from dmx.neighbours import find_neighbours, label_settings
 from dmx.progress import progress_bar
-from dmx.train.cameras import without_cameras
+from dmx.train.cameras import columns_to_choose_from, few_of_own_camera, without_cameras
 from dmx.train.data import EpochLabels
 from dmx.train.extraction import extract, extract_shards, shards_of
 from dmx.train.purity import cluster_report
@@ -169,7 +171,7 @@ def _embed_split(
         return make(feed, trainer.inference_model(), trainer.width, world, label)
 
 
-def _cluster(trainer: Trainer, epoch: int, features: Features) -> tuple[EpochLabels, torch.Tensor | None]:
+def _cluster(trainer: Trainer, epoch: int, features: Features) -> tuple[EpochLabels, Tensor | None]:
     """Pseudo-labels (N,), and this process's share of the centroids; None where there are too few.
 
     The first clustering that is used fixes the independence threshold.
@@ -192,7 +194,7 @@ def _cluster(trainer: Trainer, epoch: int, features: Features) -> tuple[EpochLab
         seen,
         group=group,
         device=world.device.type,
-        neighbours=find_neighbours(group, seen, seen_squares, settings),
+        neighbours=_neighbours(trainer, group, seen, seen_squares),
         independence_threshold=trainer.progress.independence_threshold,
         **label_settings(settings),
     )
@@ -211,6 +213,18 @@ def _cluster(trainer: Trainer, epoch: int, features: Features) -> tuple[EpochLab
     if settings.centre_cameras:
         centroids = sharded_centroids(group, rows, squares, labels, identities)
     return EpochLabels(labels, identities), centroids
+
+
+def _neighbours(trainer: Trainer, group: Group, features: Tensor, squares: Tensor) -> Neighbours:
+    """Those that clustering starts from: the nearest, or as many as may be of an image's own camera."""
+    settings = trainer.config.cluster
+    if settings.same_camera_share == 1:
+        return find_neighbours(group, features, squares, settings, settings.k1)
+    assert trainer.data.target is not None
+    cameras = trainer.data.target.cameras
+    nearest = find_neighbours(group, features, squares, settings, columns_to_choose_from(settings.k1))
+    own = cameras[group.first : group.first + group.own]
+    return few_of_own_camera(nearest, own, cameras, settings.k1, settings.same_camera_share)
 
 
 def _report_clusters(trainer: Trainer, epoch: int, labels: EpochLabels) -> None:

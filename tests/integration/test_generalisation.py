@@ -38,10 +38,10 @@ def test_a_trial_of_every_way_goes_on_and_is_drawn(tmp_path: Path) -> None:
     kept = tmp_path / "work" / "trial" / "runs" / "DomainMix--street-campus--0" / "result.json"
     written = kept.stat().st_mtime_ns
     assert set(before) == {"synthetic only", "DomainMix"}
-    again = run(tmp_path, "generalisation.py", "--roles", "1", *TOGETHER, "--switches", "neither switch")
+    again = run(tmp_path, "generalisation.py", "--roles", "1", *TOGETHER, "--switches", "no switch")
     assert again.returncode == 0, again.stderr
     after = rows_of(tmp_path)
-    assert set(after) == {"synthetic only", "pseudo-labels", "DomainMix", "true labels", "neither switch"}
+    assert set(after) == {"synthetic only", "pseudo-labels", "DomainMix", "true labels", "no switch"}
     assert {way: after[way] for way in before} == before
     assert kept.stat().st_mtime_ns == written
     for row in after.values():
@@ -54,7 +54,7 @@ def test_a_trial_of_every_way_goes_on_and_is_drawn(tmp_path: Path) -> None:
 
     drawn = run(tmp_path, "generalisation_pictures.py", "--out", str(tmp_path / "pictures"))
     assert drawn.returncode == 0, drawn.stderr
-    assert ">neither switch<" in (tmp_path / "pictures" / "clusters.svg").read_text(encoding="utf-8")
+    assert ">no switch<" in (tmp_path / "pictures" / "clusters.svg").read_text(encoding="utf-8")
     assert ">DomainMix<" in (tmp_path / "pictures" / "discriminator.svg").read_text(encoding="utf-8")
     assert (tmp_path / "pictures" / "domains.png").stat().st_size > 10_000
     measured = json.loads((tmp_path / "generalisation_trial_cameras.json").read_text(encoding="utf-8"))

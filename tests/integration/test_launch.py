@@ -90,13 +90,14 @@ def test_launchers_train_the_same(
 def test_domains_apart_and_cameras_centred_by_two_processes(
     recipe: Path, tmp_path: Path, tiny_settings: dict[str, Any]
 ) -> None:
-    """Two forward passes a step, with sharded parameters; sums over cameras; as one process does it.
+    """Two forward passes a step, with sharded parameters; what cameras share; as one process does it.
 
     The discriminator is taught in steps of the model's, so that both engines update in one.
     """
     switches = (
         "batch.norm_by_domain=true",
         "cluster.centre_cameras=true",
+        "cluster.same_camera_share=0.25",
         "schedule.discriminator_alone=false",
     )
     chosen = [word for switch in switches for word in ("--set", switch)]
