@@ -26,19 +26,20 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from dmx.cluster.sharded import Group, ShardedPseudoLabels, sharded_pseudo_labels
+from dmx.cluster.sharded import Group, ShardedPseudoLabels, sharded_centroids, sharded_pseudo_labels
 from dmx.cluster.validation import as_features
 from dmx.config import ClusterConfig
 from dmx.distributed import World, meet, use_cores, world
 from dmx.errors import DmxError
 from dmx.features import Features
 from dmx.kernels.knn import Neighbours
-from dmx.neighbours import find_neighbours, label_settings
+from dmx.neighbours import Cameras, as_clustered, find_neighbours, label_settings, needs_cameras
 from dmx.train.runlog import write_whole
 
 TASK = "dmx.clustering:cluster_worker"
 LABELS, RESULT, JOB = "labels.parquet", "clusters.json", "job.json"
 NEIGHBOURS = "neighbours"
+CAMERA = "camera"  # the column that says which camera took an image
 KEY_ROWS = 1 << 16  # rows whose keys are copied at a time
 _NOT_COMPARED = ("settings", "timeout_s")
 SAVED_ROWS = 1 << 17  # rows of neighbours in a file: 50 MB at k1 = 30
@@ -117,17 +118,23 @@ def cluster_worker(folder: str, *, local: tuple[int, int] | None = None) -> None
             begin, end = bounds[place.rank], bounds[place.rank + 1]
             group = Group(None, place.rank, place.size, tuple(bounds))
             rows, squares = _prepared(job, group, place, features.read_rows(begin, end))
+            cameras = read_cameras(features) if needs_cameras(job.settings) else None
         with _timed(place, timings, "neighbours"):
-            neighbours = _neighbours(job, group, place, out / NEIGHBOURS, rows, squares)
+            seen, seen_squares = as_clustered(group, rows, squares, job.settings, cameras)
+            neighbours = _neighbours(job, group, place, out / NEIGHBOURS, seen, seen_squares, cameras)
         with _timed(place, timings, "cluster"):
             found = sharded_pseudo_labels(
-                rows,
+                seen,
                 group=group,
                 device=place.device.type,
                 neighbours=neighbours,
                 independence_threshold=job.independence_threshold,
                 **label_settings(job.settings),
             )
+            if job.settings.centre_cameras:
+                labels = torch.from_numpy(found.labels)
+                centroids = sharded_centroids(group, rows, squares, labels, found.num_identities)
+                found = dataclasses.replace(found, centroids=centroids)
         _write(job, features, place, out, found, timings)
 
 
@@ -140,9 +147,28 @@ def _timed(place: World, timings: dict[str, float], name: str) -> Iterator[None]
         print(f"{name}: {timings[f'{name}_s']:.1f} s", file=sys.stderr, flush=True)
 
 
+def read_cameras(features: Features) -> NDArray[np.int32]:
+    """(N,) which camera took the image of each row, numbered from 0; -1 where that is unknown.
+
+    Raises:
+        DmxError: no column `camera` of whole numbers; names it.
+    """
+    column = features.read_column(CAMERA)
+    if not pa.types.is_integer(column.type):
+        raise DmxError(
+            f"{features.path}: column {CAMERA}: wanted whole numbers, found {column.type}; number the cameras"
+        )
+    given = column.fill_null(-1).to_numpy()
+    cameras = np.full(len(given), -1, np.int32)
+    # Whoever wrote them may have numbered them as they liked.
+    cameras[given >= 0] = np.unique(given[given >= 0], return_inverse=True)[1]
+    return cameras
+
+
 def _neighbours(
-    job: ClusterJob, group: Group, place: World, folder: Path, rows: torch.Tensor, squares: torch.Tensor
-) -> Neighbours:
+    job: ClusterJob, group: Group, place: World, folder: Path, rows: torch.Tensor, squares: torch.Tensor,
+    cameras: Cameras,
+) -> Neighbours:  # fmt: skip
     """Kept ones, or new ones that are kept from now on."""
     kept = _read_neighbours(folder, group)
     everybody_has = int(group.collect([kept is not None], "word of neighbours that are kept").min())
@@ -150,7 +176,7 @@ def _neighbours(
         if place.leads:
             print("neighbours are kept from an earlier start", file=sys.stderr, flush=True)
         return Neighbours(kept.indices.to(place.device), kept.similarities.to(place.device))
-    found = find_neighbours(group, rows, squares, job.settings, job.settings.k1)
+    found = find_neighbours(group, rows, squares, job.settings, cameras)
     folder.mkdir(exist_ok=True)
     for begin in range(0, group.own, SAVED_ROWS):
         end = min(begin + SAVED_ROWS, group.own)

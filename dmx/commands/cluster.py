@@ -3,11 +3,13 @@
 FEATURES is a Parquet file or a folder of them, locally or in an object store: what `dmx embed` writes, or any
 other with a column of lists of numbers. OUT gets labels.parquet (row, key where there is one, and label: -1
 for images that belong to no reliable cluster) and clusters.json (counts, settings, timings). The labels do
-not depend on the number of workers. An interrupted job goes on with the same command; with RAY_ADDRESS in
-the environment that Ray cluster is used, and OUT has to be seen by all of its hosts.
+not depend on the number of workers. What images of one camera have in common can be kept out, where a column
+`camera` of whole numbers tells the cameras. An interrupted job goes on with the same command; with
+RAY_ADDRESS in the environment that Ray cluster is used, and OUT has to be seen by all of its hosts.
 
   dmx cluster features/market --out clusters/market
   dmx cluster s3://bucket/features --out /shared/clusters --workers 8 --eps 0.55
+  dmx cluster features/market --out clusters/apart --centre-cameras true --same-camera-share 0.25
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--column", help="column of the features (default: embedding, or the only one that holds lists)"
     )
-    for item in dataclasses.fields(ClusterConfig):
+    for item in _settings():
         default = "as suits the data" if item.default is None else item.default
         help_ = f"{item.metadata['help']} (default: {default})"
         parser.add_argument(_option(item.name), metavar=item.name.upper(), help=help_)
@@ -59,19 +61,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Cluster, or say what an earlier run has found."""
-    names = [item.name for item in dataclasses.fields(ClusterConfig)]
+    names = [item.name for item in _settings()]
     given = [f"cluster.{name}={getattr(args, name)}" for name in names if getattr(args, name) is not None]
     config = from_tree(overrides(given), ("arguments", {"timeout_s": args.timeout}))
 
-    from dmx.clustering import RESULT, TASK, ClusterJob
+    from dmx.clustering import RESULT, TASK, ClusterJob, read_cameras
     from dmx.features import Features
     from dmx.launching import check_launch, launch
+    from dmx.neighbours import needs_cameras
 
     check_launch(args.launcher, args.workers)
     out, path = args.out, _absolute(args.features)
     features = Features(path, args.column)
     if len(features) == 0:
         raise DmxError(f"{args.features}: wanted at least one row, found none")
+    if needs_cameras(config.cluster):
+        read_cameras(features)  # what is wrong with them is said here, and not by every worker
     job = ClusterJob(
         path, args.column, features.fingerprint, config.cluster, args.independence_threshold, args.centroids,
         args.timeout,
@@ -90,6 +95,11 @@ def run(args: argparse.Namespace) -> int:
         )
     print(_told(json.loads((out / RESULT).read_text(encoding="utf-8"))))
     return 0
+
+
+def _settings() -> list[dataclasses.Field[Any]]:
+    """Those of training, but for what is no clustering."""
+    return [item for item in dataclasses.fields(ClusterConfig) if item.name != "labels"]
 
 
 def _option(name: str) -> str:

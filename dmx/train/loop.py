@@ -23,17 +23,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dmx.cluster.sharded import Group, sharded_centroids, sharded_pseudo_labels
+from dmx.cluster.sharded import sharded_centroids, sharded_pseudo_labels
 from dmx.cluster.validation import as_features
 from dmx.data.shards import Split
 from dmx.distributed import meet, share, use_cores
 from dmx.errors import DmxError
 from dmx.evaluation import Embedded
 from dmx.evaluation import evaluate as evaluate_retrieval
-from dmx.kernels.knn import Neighbours
-from dmx.neighbours import find_neighbours, label_settings
+from dmx.neighbours import as_clustered, find_neighbours, label_settings
 from dmx.progress import progress_bar
-from dmx.train.cameras import columns_to_choose_from, few_of_own_camera, without_cameras
 from dmx.train.data import EpochLabels
 from dmx.train.extraction import extract, extract_shards, shards_of
 from dmx.train.purity import cluster_report
@@ -185,16 +183,13 @@ def _cluster(trainer: Trainer, epoch: int, features: Features) -> tuple[EpochLab
         known = trainer.data.true_labels()
         identities = int(known.max()) + 1
         return EpochLabels(known, identities), sharded_centroids(group, rows, squares, known, identities)
-    seen, seen_squares = rows, squares
-    if settings.centre_cameras:
-        own = trainer.data.target.cameras[group.first : group.first + group.own]
-        centred = without_cameras(group, rows, squares, own)
-        seen, seen_squares = as_features(centred, world.device.type, may_be_empty=True)
+    cameras = trainer.data.target.cameras
+    seen, seen_squares = as_clustered(group, rows, squares, settings, cameras)
     found = sharded_pseudo_labels(
         seen,
         group=group,
         device=world.device.type,
-        neighbours=_neighbours(trainer, group, seen, seen_squares),
+        neighbours=find_neighbours(group, seen, seen_squares, settings, cameras),
         independence_threshold=trainer.progress.independence_threshold,
         **label_settings(settings),
     )
@@ -213,18 +208,6 @@ def _cluster(trainer: Trainer, epoch: int, features: Features) -> tuple[EpochLab
     if settings.centre_cameras:
         centroids = sharded_centroids(group, rows, squares, labels, identities)
     return EpochLabels(labels, identities), centroids
-
-
-def _neighbours(trainer: Trainer, group: Group, features: Tensor, squares: Tensor) -> Neighbours:
-    """Those that clustering starts from: the nearest, or as many as may be of an image's own camera."""
-    settings = trainer.config.cluster
-    if settings.same_camera_share == 1:
-        return find_neighbours(group, features, squares, settings, settings.k1)
-    assert trainer.data.target is not None
-    cameras = trainer.data.target.cameras
-    nearest = find_neighbours(group, features, squares, settings, columns_to_choose_from(settings.k1))
-    own = cameras[group.first : group.first + group.own]
-    return few_of_own_camera(nearest, own, cameras, settings.k1, settings.same_camera_share)
 
 
 def _report_clusters(trainer: Trainer, epoch: int, labels: EpochLabels) -> None:

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from dmx import clustering
 from dmx.cli import main
 from dmx.cluster import pseudo_labels
+from dmx.train.purity import cluster_report
 
 
 def people(n: int, d: int = 32, spread: float = 0.7) -> NDArray[np.float32]:
@@ -86,6 +87,45 @@ def test_labels_are_those_of_the_library(tmp_path: Path, capsys: pytest.CaptureF
     assert f"{out} is finished\n{told}" in capsys.readouterr().out
 
 
+def before_cameras(n: int) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+    """People whom each of three cameras shifts as it does all it sees: features, people, cameras."""
+    rng = np.random.default_rng(1)
+    who, where = rng.integers(n // 30, size=n), rng.integers(3, size=n)
+    x = rng.standard_normal((n // 30, 32))[who] + 1.5 * rng.standard_normal((3, 32))[where]
+    return np.asarray(x + 0.5 * rng.standard_normal((n, 32)), np.float32), who, where
+
+
+def test_cameras_are_kept_out_where_asked(tmp_path: Path) -> None:
+    """Numbers of cameras are names; lists are limited and features centred, by one worker as by two."""
+    x, who, where = before_cameras(900)
+    features = write(tmp_path / "features", x, camera=where * 10**9 + 7)
+
+    def cluster(name: str, *words: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        out = tmp_path / name
+        command = ["cluster", str(features), "--out", str(out), "--centroids", *words]
+        assert main(command if "--launcher" in words else [*command, "--launcher", "inline"]) == 0
+        parts = sorted(out.glob("centroids-*.parquet"))
+        return labels_in(out), np.concatenate(
+            [np.stack(pq.read_table(part)["embedding"].to_numpy()) for part in parts]
+        )
+
+    def recall(labels: NDArray[np.int64]) -> float:
+        return cluster_report(labels, who)["pair_recall"]
+
+    plain, share, centre = ("--k1", "20"), ("--same-camera-share", "0.25"), ("--centre-cameras", "true")
+    as_they_are, limited = cluster("plain", *plain)[0], cluster("limited", *plain, *share)[0]
+    labels, centroids = cluster("both", *plain, *share, *centre)
+    assert recall(labels) > 0.9 > 0.6 > recall(as_they_are)
+    assert recall(limited) != recall(as_they_are)
+    unit = x.astype(np.float64) / np.linalg.norm(x, axis=1, keepdims=True)
+    for label, centroid in enumerate(centroids):  # of the features that were given, not of centred ones
+        mean = unit[labels == label].mean(0)
+        np.testing.assert_allclose(centroid, mean / np.linalg.norm(mean), atol=1e-6)
+    two = cluster("two", *plain, *share, *centre, "--launcher", "torchrun", "--workers", "2")
+    np.testing.assert_array_equal(two[0], labels)
+    np.testing.assert_array_equal(two[1], centroids)
+
+
 def test_a_folder_is_one_clustering(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     features = write(tmp_path / "features", people(200))
     out = str(tmp_path / "out")
@@ -106,6 +146,7 @@ def test_a_folder_is_one_clustering(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--column", "row"], "wanted lists of float16, float32 or float64, found int64"),
         (["--eps", "1.5"], "cluster.eps must be between 0 and 1, found 1.5"),
         (["--launcher", "inline", "--workers", "2"], "--launcher inline is one process, found --workers 2"),
+        (["--centre-cameras", "true"], "part-00000.parquet: wanted a column camera, found embedding ("),
     ],
 )
 def test_what_cannot_be_clustered_is_said(
@@ -115,6 +156,20 @@ def test_what_cannot_be_clustered_is_said(
     assert main(["cluster", str(features), "--out", str(tmp_path / "out"), *arguments]) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_cameras_want_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    features = write(tmp_path / "features", people(60), camera=["door"] * 60)
+    command = ["cluster", str(features), "--out", str(tmp_path / "out"), "--same-camera-share", "0.5"]
+    assert main(command) == 2
+    assert "column camera: wanted whole numbers, found string; number the cameras" in capsys.readouterr().err
+
+
+def test_identities_are_no_clustering(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    features = write(tmp_path / "features", people(60))
+    with pytest.raises(SystemExit):
+        main(["cluster", str(features), "--out", str(tmp_path / "out"), "--labels", "identities"])
+    assert "unrecognized arguments: --labels" in capsys.readouterr().err
 
 
 def test_a_row_that_cannot_be_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

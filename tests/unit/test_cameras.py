@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dmx import cameras as cameras_module
+from dmx.cameras import few_of_own_camera, without_cameras
 from dmx.cluster import pseudo_labels
 from dmx.cluster.sharded import Group
 from dmx.kernels.knn import Neighbours
 from dmx.kernels.similarity import squared_lengths
-from dmx.train import cameras as cameras_module
-from dmx.train.cameras import few_of_own_camera, without_cameras
 
 
 def centred(features: torch.Tensor, cameras: list[int]) -> torch.Tensor:
