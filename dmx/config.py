@@ -109,7 +109,10 @@ class ClusterConfig:
         False, "take the mean feature of each camera from its images before they are clustered"
     )
     same_camera_share: float = _doc(
-        1.0, "most that images of its own camera may be of an image's nearest neighbours", low=0, high=1
+        1.0,
+        "largest share that its own camera may have of an image's neighbours; 1 is no limit",
+        low=0,
+        high=1,
     )
     k1: int = _doc(30, "neighbours of k-reciprocal encoding, the image itself included", low=1)
     k2: int = _doc(6, "neighbours of query expansion, the image itself included", low=1)
