@@ -13,7 +13,7 @@ not depend on their order, nor the labels on the number of processes.
 
 `few_of_own_camera`: lists of neighbours in which an image's own camera has no more than its share.
 
-    of the first m columns of a list at most max(1, ceil(share m)) are of the image's camera,  itself included
+    of the first m columns of a list at most max(1, ceil(share m)) are of the image's camera, itself included
 
 A list is filled column by column with the nearest image that this allows. Since it holds for every m, it does
 for the half list and for the few neighbours of query expansion.

@@ -33,7 +33,7 @@ from dmx.distributed import World, meet, use_cores, world
 from dmx.errors import DmxError
 from dmx.features import Features
 from dmx.kernels.knn import Neighbours
-from dmx.neighbours import Cameras, as_clustered, find_neighbours, label_settings, needs_cameras
+from dmx.neighbours import Cameras, as_clustered, find_neighbours, label_settings
 from dmx.train.runlog import write_whole
 
 TASK = "dmx.clustering:cluster_worker"
@@ -118,7 +118,7 @@ def cluster_worker(folder: str, *, local: tuple[int, int] | None = None) -> None
             begin, end = bounds[place.rank], bounds[place.rank + 1]
             group = Group(None, place.rank, place.size, tuple(bounds))
             rows, squares = _prepared(job, group, place, features.read_rows(begin, end))
-            cameras = read_cameras(features) if needs_cameras(job.settings) else None
+            cameras = read_cameras(features) if job.settings.needs_cameras else None
         with _timed(place, timings, "neighbours"):
             seen, seen_squares = as_clustered(group, rows, squares, job.settings, cameras)
             neighbours = _neighbours(job, group, place, out / NEIGHBOURS, seen, seen_squares, cameras)
@@ -151,14 +151,19 @@ def read_cameras(features: Features) -> NDArray[np.int32]:
     """(N,) which camera took the image of each row, numbered from 0; -1 where that is unknown.
 
     Raises:
-        DmxError: no column `camera` of whole numbers; names it.
+        DmxError: no column `camera` of whole numbers, or no number in it; names it.
     """
     column = features.read_column(CAMERA)
     if not pa.types.is_integer(column.type):
         raise DmxError(
             f"{features.path}: column {CAMERA}: wanted whole numbers, found {column.type}; number the cameras"
         )
-    given = column.fill_null(-1).to_numpy()
+    given = column.cast(pa.int64()).fill_null(-1).to_numpy()
+    if given.max(initial=-1) < 0:
+        raise DmxError(
+            f"{features.path}: column {CAMERA}: wanted cameras, found none that is known; leave "
+            "--centre-cameras and --same-camera-share out"
+        )
     cameras = np.full(len(given), -1, np.int32)
     # Whoever wrote them may have numbered them as they liked.
     cameras[given >= 0] = np.unique(given[given >= 0], return_inverse=True)[1]

@@ -125,6 +125,11 @@ class ClusterConfig:
     )
     ivf_probes: int | None = _doc(None, "lists that ivf searches; null as suits the number of images", low=1)
 
+    @property
+    def needs_cameras(self) -> bool:
+        """Whether clustering asks which camera took an image."""
+        return self.centre_cameras or self.same_camera_share < 1
+
 
 @dataclass(frozen=True)
 class ScheduleConfig:

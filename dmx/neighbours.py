@@ -23,11 +23,6 @@ from dmx.kernels.knn import Neighbours
 Cameras = NDArray[np.integer] | None
 
 
-def needs_cameras(settings: ClusterConfig) -> bool:
-    """Whether clustering asks which camera took an image."""
-    return settings.centre_cameras or settings.same_camera_share < 1
-
-
 def as_clustered(
     group: Group, features: torch.Tensor, squares: torch.Tensor, settings: ClusterConfig, cameras: Cameras
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,7 +33,7 @@ def as_clustered(
         features: (own rows, D); squares: (own rows,) float64. As `dmx.cluster.validation.as_features` makes
             them.
         settings: `centre_cameras`.
-        cameras: (N,) numbers of all images' cameras, -1 where unknown; None unless `needs_cameras`.
+        cameras: (N,) numbers of all images' cameras, -1 where unknown; None unless `settings.needs_cameras`.
 
     Returns:
         Features and squares of the same shapes.

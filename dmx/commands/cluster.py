@@ -68,14 +68,13 @@ def run(args: argparse.Namespace) -> int:
     from dmx.clustering import RESULT, TASK, ClusterJob, read_cameras
     from dmx.features import Features
     from dmx.launching import check_launch, launch
-    from dmx.neighbours import needs_cameras
 
     check_launch(args.launcher, args.workers)
     out, path = args.out, _absolute(args.features)
     features = Features(path, args.column)
     if len(features) == 0:
         raise DmxError(f"{args.features}: wanted at least one row, found none")
-    if needs_cameras(config.cluster):
+    if config.cluster.needs_cameras:
         read_cameras(features)  # what is wrong with them is said here, and not by every worker
     job = ClusterJob(
         path, args.column, features.fingerprint, config.cluster, args.independence_threshold, args.centroids,

@@ -88,6 +88,11 @@ class TrainingData:
                     f"{config.data.target}: cluster.labels is identities, which wants a target with "
                     "identities, found none in split train; leave cluster.labels out to cluster"
                 )
+            if config.cluster.needs_cameras and target.cameras.max(initial=-1) < 0:
+                raise DmxError(
+                    f"{config.data.target}: cluster.centre_cameras and cluster.same_camera_share want a "
+                    "target with cameras, found none in split train; set them to false and 1"
+                )
         return cls(config, source, labels, target, _open_tests(config.data.tests))
 
     @property

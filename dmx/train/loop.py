@@ -30,7 +30,7 @@ from dmx.distributed import meet, share, use_cores
 from dmx.errors import DmxError
 from dmx.evaluation import Embedded
 from dmx.evaluation import evaluate as evaluate_retrieval
-from dmx.neighbours import as_clustered, find_neighbours, label_settings, needs_cameras
+from dmx.neighbours import as_clustered, find_neighbours, label_settings
 from dmx.progress import progress_bar
 from dmx.train.data import EpochLabels
 from dmx.train.extraction import extract, extract_shards, shards_of
@@ -183,7 +183,7 @@ def _cluster(trainer: Trainer, epoch: int, features: Features) -> tuple[EpochLab
         known = trainer.data.true_labels()
         identities = int(known.max()) + 1
         return EpochLabels(known, identities), sharded_centroids(group, rows, squares, known, identities)
-    cameras = trainer.data.target.cameras if needs_cameras(settings) else None
+    cameras = trainer.data.target.cameras if settings.needs_cameras else None
     seen, seen_squares = as_clustered(group, rows, squares, settings, cameras)
     found = sharded_pseudo_labels(
         seen,

@@ -21,8 +21,12 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from dmx import clustering
+from dmx.cameras import few_of_own_camera
 from dmx.cli import main
 from dmx.cluster import pseudo_labels
+from dmx.cluster.sharded import Group, sharded_pseudo_labels
+from dmx.features import Features
+from dmx.kernels.knn import self_knn
 from dmx.train.purity import cluster_report
 
 
@@ -116,7 +120,11 @@ def test_cameras_are_kept_out_where_asked(tmp_path: Path) -> None:
     as_they_are, limited = cluster("plain", *plain)[0], cluster("limited", *plain, *share)[0]
     labels, centroids = cluster("both", *plain, *share, *centre)
     assert recall(labels) > 0.9 > 0.6 > recall(as_they_are)
-    assert recall(limited) != recall(as_they_are)
+    rows = torch.from_numpy(x)
+    lists = few_of_own_camera(self_knn(rows, 40), where, where, 20, 0.25)
+    expected = sharded_pseudo_labels(rows, group=Group.of(len(x)), neighbours=lists, k1=20, device="cpu")
+    np.testing.assert_array_equal(limited, expected.labels)
+    assert not np.array_equal(limited, as_they_are)
     unit = x.astype(np.float64) / np.linalg.norm(x, axis=1, keepdims=True)
     for label, centroid in enumerate(centroids):  # of the features that were given, not of centred ones
         mean = unit[labels == label].mean(0)
@@ -163,6 +171,18 @@ def test_cameras_want_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     command = ["cluster", str(features), "--out", str(tmp_path / "out"), "--same-camera-share", "0.5"]
     assert main(command) == 2
     assert "column camera: wanted whole numbers, found string; number the cameras" in capsys.readouterr().err
+
+
+def test_unknown_cameras_are_nobodys_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x, _, where = before_cameras(300)
+    known = pa.array([None, *where[1:].tolist()], pa.uint8())
+    features = write(tmp_path / "features", x, parts=1, camera=known)
+    np.testing.assert_array_equal(clustering.read_cameras(Features(features)), [-1, *where[1:]])
+    command = ["cluster", str(features), "--out", str(tmp_path / "out"), "--launcher", "inline"]
+    assert main([*command, "--centre-cameras", "true"]) == 0
+    nobody = write(tmp_path / "nobody", people(60), camera=np.full(60, -1))
+    assert main(["cluster", str(nobody), "--out", str(tmp_path / "no"), "--centre-cameras", "true"]) == 2
+    assert "column camera: wanted cameras, found none that is known; leave" in capsys.readouterr().err
 
 
 def test_identities_are_no_clustering(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

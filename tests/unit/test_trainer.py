@@ -143,6 +143,18 @@ def test_true_labels_want_a_target_that_has_them(tree: dict[str, Any], tmp_path:
         TrainingData.open(_config(tree, **changes))
 
 
+@pytest.mark.parametrize("cluster", [{"centre_cameras": True}, {"same_camera_share": 0.25}])
+def test_keeping_cameras_out_wants_cameras(
+    tree: dict[str, Any], tmp_path: Path, cluster: dict[str, Any]
+) -> None:
+    """They would do nothing, and nobody would know."""
+    with DatasetWriter(tmp_path / "anywhere", layout="crops") as writer:
+        writer.add("train", b"image", -1, -1, "0.jpg")
+    changes = {"data": {"target": str(tmp_path / "anywhere")}, "cluster": cluster}
+    with pytest.raises(DmxError, match=r"anywhere: cluster\.centre_cameras and .* want a target with cam"):
+        TrainingData.open(_config(tree, **changes))
+
+
 # What `compat` changes.
 
 
