@@ -5,6 +5,9 @@ tensorboard/, checkpoints/ and, once it is finished, result.json. The same comma
 interrupted run stands; `dmx train --run RUN --resume` does so without repeating the settings, and with
 changes to those that a checkpoint does not depend on (--set). A finished run is trained further with
 `--resume --set schedule.epochs=N`.
+
+`dmx train --run RUN --branch TRUNK --after E` begins RUN where the run TRUNK stood after E epochs, with its
+settings and changes to them. So ways of training that differ only later share their beginning.
 """
 
 from __future__ import annotations
@@ -65,6 +68,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on with the settings saved in the run folder; --set changes those that still can change",
     )
+    parser.add_argument(
+        "--branch", type=Path, metavar="TRUNK", help="another run: begin where it stood, with its settings"
+    )
+    parser.add_argument(
+        "--after",
+        type=int,
+        metavar="E",
+        help="with --branch: after so many of its epochs, whose checkpoint it must have kept "
+        "(schedule.keep_checkpoints)",
+    )
 
 
 class _ShowSettings(argparse.Action):
@@ -106,9 +119,10 @@ def run(args: argparse.Namespace) -> int:
     config = _resolve(args, folder)
 
     from dmx.launching import check_launch, launch
+    from dmx.train.branch import begin_branch, branch_point, check_branch
     from dmx.train.data import TrainingData, shares_batches
     from dmx.train.resume import check_changes, goes_further
-    from dmx.train.runlog import describe_run
+    from dmx.train.runlog import CONFIG, describe_run
     from dmx.train.worker import RESULT
 
     result = folder / RESULT
@@ -120,9 +134,16 @@ def run(args: argparse.Namespace) -> int:
     else:
         # Nothing is written, and no worker starts, before all that can be known to be wrong is known.
         check_launch(args.launcher, args.workers)
-        check_changes(folder, config)
+        trunk = None
+        if args.branch and not (folder / CONFIG).exists():  # otherwise it has begun, and goes on
+            trunk = branch_point(args.branch, args.after)
+            check_branch(trunk, config)
+        else:
+            check_changes(folder, config)
         TrainingData.open(config, args.workers)
         result.unlink(missing_ok=True)
+        if trunk is not None:
+            begin_branch(folder, trunk, config)
         describe_run(folder, config)
         launch(
             TASK,
@@ -143,6 +164,11 @@ def _resolve(args: argparse.Namespace, folder: Path) -> Config:
     """The run's configuration: from the arguments, or from the run folder when it goes on."""
     from dmx.train.runlog import CONFIG
 
+    if (args.branch is None) != (args.after is None) or (args.branch and args.resume):
+        raise DmxError(
+            "--branch wants --after, the number of epochs of the other run to begin behind, and no --resume: "
+            "the same command goes on where an interrupted branch stands"
+        )
     saved = folder / CONFIG
     given = [
         *([recipe(args.recipe)] if args.recipe else []),
@@ -153,6 +179,11 @@ def _resolve(args: argparse.Namespace, folder: Path) -> Config:
         if not saved.exists():
             raise DmxError(f"{folder}: wanted a run folder with {CONFIG} to resume, found none")
         given = [(str(saved), read_yaml(saved)), *given]
+    if args.branch:
+        trunk = args.branch / CONFIG
+        if not trunk.exists():
+            raise DmxError(f"{args.branch}: wanted a run folder with {CONFIG} to branch from, found none")
+        given = [(str(trunk), read_yaml(trunk)), *given]
     resolved = with_absolute_paths(from_tree(*given))
     if resolved.data.source is None:
         raise DmxError("--source is missing: a labelled data set, for instance one rendered by `dmx synth`")

@@ -43,7 +43,7 @@ def check_changes(run: Path, config: Config) -> None:
     settled = {name: values for name, values in changed.items() if not name.startswith(CHANGEABLE)}
     if settled:
         raise DmxError(
-            f"{checkpoint} was trained with other settings ({_shown(settled)}), which cannot change any "
+            f"{checkpoint} was trained with other settings ({shown(settled)}), which cannot change any "
             "more: leave them as they are, or choose another --run. What can change: "
             + ", ".join(name.rstrip(".") for name in CHANGEABLE)
         )
@@ -78,7 +78,7 @@ def goes_further(run: Path, config: Config) -> bool:
     done = saved.schedule.epochs
     if config.schedule.epochs <= done:
         raise DmxError(
-            f"{run} is finished after {done} epochs, so that other settings ({_shown(changed)}) would change "
+            f"{run} is finished after {done} epochs, so that other settings ({shown(changed)}) would change "
             f"nothing: train it further with schedule.epochs above {done}, choose another --run, or test it "
             f"elsewhere with `dmx evaluate {run} DATASET`"
         )
@@ -87,5 +87,6 @@ def goes_further(run: Path, config: Config) -> bool:
     return True
 
 
-def _shown(changed: dict[str, Any]) -> str:
+def shown(changed: dict[str, Any]) -> str:
+    """Changed settings, each with its old and new value, for a message."""
     return ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in changed.items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from runs import assert_bit_identical, losses_of, prepare, tensors_of
 
 from dmx.config import from_tree, read_yaml
 from dmx.train import loop
@@ -31,43 +30,12 @@ KILL_AT = 2 * STEPS_PER_EPOCH + 5
 GOLDEN = {0: 33.1094, 12: 33.2449, 25: 5.5907, 35: 5.0623}
 
 
-def _prepare(run: Path, settings: dict[str, Any], **sections: dict[str, Any]) -> Path:
-    tree = copy.deepcopy(settings)
-    for section, values in sections.items():
-        tree.setdefault(section, {}).update(values)
-    describe_run(run, from_tree(("test", tree)))
-    return run
-
-
-def _tensors(run: Path) -> dict[str, torch.Tensor]:
-    """Everything in the latest checkpoint, by file and name."""
-    folder = latest(run)
-    assert folder is not None
-    return {
-        f"{file.stem}/{name}": tensor
-        for file in sorted(folder.glob("*.safetensors"))
-        for name, tensor in load_file(file).items()
-    }
-
-
-def _losses(run: Path) -> list[float]:
-    return [line.get("loss", line.get("domain")) for line in read_lines(run / STEPS)]
-
-
-def _assert_bit_identical(run: Path, other: Path) -> None:
-    a, b = _tensors(run), _tensors(other)
-    assert a.keys() == b.keys()
-    differing = [name for name in a if not torch.equal(a[name], b[name])]
-    assert not differing
-    assert _losses(run) == _losses(other)
-
-
 @pytest.fixture(scope="module")
 def whole(tiny_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that never stops."""
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
-    run = _prepare(tmp_path_factory.mktemp("whole") / "run", tiny_settings)
+    run = prepare(tmp_path_factory.mktemp("whole") / "run", tiny_settings)
     train_worker(run)
     return run
 
@@ -75,7 +43,7 @@ def whole(tiny_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="module")
 def killed(whole: Path, tiny_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run, killed in the middle of its first adversarial epoch."""
-    run = _prepare(tmp_path_factory.mktemp("killed") / "run", tiny_settings)
+    run = prepare(tmp_path_factory.mktemp("killed") / "run", tiny_settings)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-m", "dmx.train.worker", str(run)], env=environment)
     deadline = time.monotonic() + 240
@@ -102,7 +70,7 @@ def _copy(run: Path, to: Path, classifier: dict[str, Any] | None = None, **optim
 
 def test_golden_losses(whole: Path) -> None:
     """The method computes what it computed."""
-    losses = _losses(whole)
+    losses = losses_of(whole)
     assert {step: losses[step] for step in GOLDEN} == pytest.approx(GOLDEN, rel=0.02)
 
 
@@ -133,7 +101,7 @@ def test_killed_run_goes_on_bit_identically(whole: Path, killed: Path, tmp_path:
     assert (state["epoch"], 0 < state["step"] < STEPS_PER_EPOCH) == (2, True)
     assert (checkpoint / "labels.safetensors").exists()
     train_worker(run)
-    _assert_bit_identical(run, whole)
+    assert_bit_identical(run, whole)
     assert [line["epoch"] for line in read_lines(run / EPOCHS)] == [0, 1, 2, 3]
 
 
@@ -175,8 +143,8 @@ def test_bfloat16_rows_go_on_bit_identically(
         with pytest.raises(KeyboardInterrupt):
             train_worker(stopped)
     train_worker(stopped)
-    _assert_bit_identical(stopped, straight)
-    moved = _tensors(straight)["classifier/source"]
+    assert_bit_identical(stopped, straight)
+    moved = tensors_of(straight)["classifier/source"]
     assert not torch.equal(moved.bfloat16().float(), moved), "the rows hold more than bfloat16"
 
 
@@ -186,5 +154,5 @@ def _assert_close(run: Path, whole: Path) -> None:
     Clustering may turn a rounding into another label, after which nothing has to be near any more.
     """
     until = 3 * STEPS_PER_EPOCH
-    assert _losses(run)[:until] == pytest.approx(_losses(whole)[:until], rel=1e-3)
-    assert _tensors(run).keys() == _tensors(whole).keys()
+    assert losses_of(run)[:until] == pytest.approx(losses_of(whole)[:until], rel=1e-3)
+    assert tensors_of(run).keys() == tensors_of(whole).keys()
