@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from dmx.cluster.sharded import Group, ShardedPseudoLabels, sharded_centroids, sharded_pseudo_labels
+from dmx.cluster.sharded import Group, ShardedPseudoLabels, sharded_pseudo_labels
 from dmx.cluster.validation import as_features
 from dmx.config import ClusterConfig
 from dmx.distributed import World, meet, use_cores, world
@@ -128,13 +128,10 @@ def cluster_worker(folder: str, *, local: tuple[int, int] | None = None) -> None
                 group=group,
                 device=place.device.type,
                 neighbours=neighbours,
+                centroids_of=(rows, squares),
                 independence_threshold=job.independence_threshold,
                 **label_settings(job.settings),
             )
-            if job.settings.centre_cameras:
-                labels = torch.from_numpy(found.labels)
-                centroids = sharded_centroids(group, rows, squares, labels, found.num_identities)
-                found = dataclasses.replace(found, centroids=centroids)
         _write(job, features, place, out, found, timings)
 
 

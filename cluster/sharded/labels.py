@@ -48,6 +48,7 @@ def sharded_pseudo_labels(
     group: Group | None = None,
     device: str = "auto",
     neighbours: Neighbours | None = None,
+    centroids_of: tuple[torch.Tensor, torch.Tensor] | None = None,
     **settings: Any,
 ) -> ShardedPseudoLabels:
     """`dmx.cluster.pseudo_labels` of rows that lie on several workers. All workers call it together.
@@ -59,6 +60,8 @@ def sharded_pseudo_labels(
         device: "cpu", "cuda", or "auto" for CUDA where there is one; the same for all.
         neighbours: of these rows among all N, where they are known already: `sharded_knn`'s or others, with
             min(k1, N) columns, each row itself first.
+        centroids_of: other features of the same rows, whose means the centroids are, and their squared
+            lengths, both as `sharded_centroids` takes them; None for those that are clustered.
         settings: k1, k2, eps, eps_gap, min_samples, min_cluster_size and independence_threshold, as for
             `pseudo_labels`.
 
@@ -88,7 +91,7 @@ def sharded_pseudo_labels(
         found.labels,
         found.independence_threshold,
         count,
-        sharded_centroids(group, rows, squares, labels, count),
+        sharded_centroids(group, *(centroids_of or (rows, squares)), labels, count),
     )
 
 

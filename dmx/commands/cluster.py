@@ -61,9 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Cluster, or say what an earlier run has found."""
-    names = [item.name for item in _settings()]
-    given = [f"cluster.{name}={getattr(args, name)}" for name in names if getattr(args, name) is not None]
-    config = from_tree(overrides(given), ("arguments", {"timeout_s": args.timeout}))
+    given = {item.name: getattr(args, item.name) for item in _settings()}
+    layers = [
+        (_option(name), overrides([f"cluster.{name}={value}"])[1])
+        for name, value in given.items()
+        if value is not None
+    ]
+    config = from_tree(*layers, ("--timeout", {"timeout_s": args.timeout}))
 
     from dmx.clustering import RESULT, TASK, ClusterJob, read_cameras
     from dmx.features import Features

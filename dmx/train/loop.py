@@ -190,6 +190,7 @@ def _cluster(trainer: Trainer, epoch: int, features: Features) -> tuple[EpochLab
         group=group,
         device=world.device.type,
         neighbours=find_neighbours(group, seen, seen_squares, settings, cameras),
+        centroids_of=(rows, squares),
         independence_threshold=trainer.progress.independence_threshold,
         **label_settings(settings),
     )
@@ -204,10 +205,7 @@ def _cluster(trainer: Trainer, epoch: int, features: Features) -> tuple[EpochLab
         )
         return EpochLabels(torch.full_like(labels, -1), 0), None
     trainer.progress.independence_threshold = found.independence_threshold
-    centroids = found.centroids
-    if settings.centre_cameras:
-        centroids = sharded_centroids(group, rows, squares, labels, identities)
-    return EpochLabels(labels, identities), centroids
+    return EpochLabels(labels, identities), found.centroids
 
 
 def _report_clusters(trainer: Trainer, epoch: int, labels: EpochLabels) -> None:

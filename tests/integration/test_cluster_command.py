@@ -192,6 +192,21 @@ def test_identities_are_no_clustering(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "unrecognized arguments: --labels" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--eps", "wide", "--eps: cluster.eps wants a number, found 'wide'"),
+        ("--k1", "0", "--k1: cluster.k1 must be at least 1, found 0"),
+        ("--eps-gap", "0.7", "--eps-gap: cluster.eps_gap: wanted eps - eps_gap > 0"),
+    ],
+)
+def test_a_wrong_value_is_told_by_its_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, message: str
+) -> None:
+    assert main(["cluster", str(tmp_path), "--out", str(tmp_path / "out"), option, value]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_row_that_cannot_be_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     x = people(90)
     x[40] = 0
