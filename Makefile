@@ -1,7 +1,7 @@
 # Two commands for a fresh machine: `make demo` and `make test`. Each creates the environment it needs.
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= cpu,synth,dev
+EXTRAS ?= cpu,synth,export,dev
 DEMO ?= --out demo
 
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ demo: $(STAMP)
 	$(BIN)/dmx demo $(DEMO)
 
 test: lint types
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

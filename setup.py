@@ -10,6 +10,7 @@ setup(
         "dmx.commands",
         "dmx.data",
         "dmx.data.layouts",
+        "dmx.deployment",
         "dmx.evaluation",
         "dmx.extraction",
         "dmx.kernels",

@@ -7,6 +7,8 @@ from typing import Any
 
 from cells import head, line, spread
 
+from dmx.config import leaves
+
 WITHOUT, METHOD, BOUND = "synthetic only", "DomainMix", "true labels"
 WAYS = {
     WITHOUT: "synthetic only",
@@ -75,7 +77,7 @@ def generalisation_switches(results: dict[str, Any]) -> str:
         first = next(iter(runs.values()))
         base = runs_of(results, first["base"], role)
         cells = ["" if way == METHOD else first["base"]]
-        cells += [", ".join(f"`{setting}`" for setting in first["settings"])]
+        cells += [", ".join(map(_written, first["settings"]))]
         for test in TESTS:
             cells += [spread(run["tests"][test]["map"] for run in runs.values())]
             cells += ["" if way == METHOD else differences(runs, base, test)]
@@ -88,6 +90,11 @@ def generalisation_switches(results: dict[str, Any]) -> str:
         "recall of pairs of one person, are those of the last clustering.",
     ]
     return "\n".join(lines)
+
+
+def _written(setting: str) -> str:
+    """A setting as code; one that did not help and is gone says so."""
+    return f"`{setting}`" if setting.partition("=")[0] in leaves() else f"{setting} (removed again)"
 
 
 def generalisation_cameras(results: dict[str, Any]) -> str:

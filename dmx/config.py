@@ -142,9 +142,6 @@ class ScheduleConfig:
     )
     stage_two_epoch: int = _doc(30, "first epoch (from 0) of the adversarial stage", low=0)
     discriminator_every: int = _doc(10, "in stage two, every n-th step trains the discriminator", low=2)
-    discriminator_alone: bool = _doc(
-        True, "those steps train nothing else, as published; false: also the model, on the same images"
-    )
     warmup_epochs: int = _doc(10, "epochs over which the learning rate grows linearly", low=0)
     warmup_factor: float = _doc(0.01, "learning rate at the first epoch, as a share of lr", low=0, high=1)
     milestones: tuple[int, ...] = _doc((40, 70), "epochs at which the learning rate falls by gamma", low=0)

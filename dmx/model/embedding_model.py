@@ -25,7 +25,8 @@ class EmbeddingModel(nn.Module):
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
-        self.width = int(backbone.num_features)  # type: ignore[arg-type]
+        # Some heads widen what the last stage gives (MobileNetV3: 576 to 1024).
+        self.width = int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
         self.neck = nn.BatchNorm1d(self.width)
         self.neck.bias.requires_grad_(False)
 

@@ -228,32 +228,45 @@ def _read_config(folder: Path) -> Config:
     return from_tree((str(file), read_yaml(file)))
 
 
+def checkpoint_folder(path: str | Path, pointer: str = LATEST) -> Path:
+    """The folder that holds a model's weights.
+
+    Args:
+        path: a run folder, or a checkpoint folder, or what `dmx export` wrote.
+        pointer: which checkpoint of a run folder: `latest`, or `best` where it is recorded.
+
+    Raises:
+        DmxError: there is no checkpoint at `path`.
+    """
+    folder = Path(path)
+    if (folder / f"{MODEL}.safetensors").exists():
+        return folder
+    found = latest(folder, pointer)
+    if found is None and pointer == BEST and latest(folder) is not None:
+        raise DmxError(
+            f"{folder}: wanted the best checkpoint of this run, found none recorded: only `compat: "
+            "official` records one, as the published code does; leave --best out to take the last"
+        )
+    if found is None:
+        raise DmxError(
+            f"{folder}: wanted a run folder with {FOLDER}/{pointer}, or a checkpoint folder with "
+            f"{MODEL}.safetensors; train one with `dmx train --run {folder}`"
+        )
+    return found
+
+
 def load_model(path: str | Path, pointer: str = LATEST) -> tuple[EmbeddingModel, Config]:
     """The embedding model of a run or of one of its checkpoints, in evaluation mode on the CPU.
 
     Args:
-        path: a run folder, or a checkpoint folder.
-        pointer: which checkpoint of a run folder: `latest`, or `best` where it is recorded.
+        path, pointer: as `checkpoint_folder` takes them.
 
     Raises:
         DmxError: there is no checkpoint at `path`, or it is broken.
     """
     from dmx.model import build_model
 
-    folder = Path(path)
-    if not (folder / f"{MODEL}.safetensors").exists():
-        found = latest(folder, pointer)
-        if found is None and pointer == BEST and latest(folder) is not None:
-            raise DmxError(
-                f"{folder}: wanted the best checkpoint of this run, found none recorded: only `compat: "
-                "official` records one, as the published code does; leave --best out to take the last"
-            )
-        if found is None:
-            raise DmxError(
-                f"{folder}: wanted a run folder with {FOLDER}/{pointer}, or a checkpoint folder with "
-                f"{MODEL}.safetensors; train one with `dmx train --run {folder}`"
-            )
-        folder = found
+    folder = checkpoint_folder(path, pointer)
     config = _read_config(folder)
     # The weights come from the checkpoint: nothing to download, nothing else to read.
     model = build_model(replace(config.model, pretrained=False, weights=None))

@@ -117,19 +117,11 @@ def train(trainer: Trainer, epoch: int, labels: EpochLabels | None) -> None:
             start = time.monotonic()
             torch.manual_seed(_step_seed(config.seed, epoch, step, world.rank))
             with waiting(f"step {step} of epoch {epoch}"):
-                teaches = trains_discriminator(config, stage, step)
-                if teaches and config.schedule.discriminator_alone:
+                if trains_discriminator(config, stage, step):
                     losses = train_discriminator(players, config, trainer.data.num_source, batches, world)
                 else:
                     losses = train_model(
-                        players,
-                        config,
-                        trainer.data.num_source,
-                        stage,
-                        weight,
-                        batches,
-                        world,
-                        teaches=teaches,
+                        players, config, trainer.data.num_source, stage, weight, batches, world
                     )
             _check_finite(losses, epoch, step)
             _log_step(trainer, epoch, step, {"lr": lr, **losses, "step_s": time.monotonic() - start})

@@ -1,7 +1,7 @@
 """One training step: the losses put together.
 
-A step is one update of the embedding model and the classifier (`train_model`), which may teach the
-discriminator on its way, or in stage two, now and then, of the discriminator alone (`train_discriminator`).
+A step is one update of the embedding model and the classifier (`train_model`), or in stage two, now and then,
+of the discriminator alone (`train_discriminator`).
 Either takes the step's micro-batches of this process: pairs of images (B, 3, H, W) and labels (B,),
 identities in [0, S) of the source, then pseudo-identities.
 """
@@ -22,8 +22,6 @@ from dmx.train.classifier import Classifier
 from dmx.train.engines import Engine
 from dmx.train.schedule import Stage, plays
 
-TAUGHT = ("domain", "domain_accuracy")
-
 MicroBatches = Iterable[tuple[Tensor, Tensor]]
 
 
@@ -38,7 +36,7 @@ class Players:
 
 def train_model(
     players: Players, config: Config, num_source: int, stage: Stage, weight: float, batches: MicroBatches,
-    world: World, *, teaches: bool = False,
+    world: World,
 ) -> dict[str, float]:  # fmt: skip
     """Update the embedding model and the classifier: identity + triplet, and in the game + balance.
 
@@ -50,12 +48,11 @@ def train_model(
         weight: of the identity loss in this epoch.
         batches: the step's micro-batches of this process.
         world: this process among the others.
-        teaches: also update the discriminator, with what the model made of the images before its own update.
 
     Returns:
         Means of the losses over micro-batches and processes, by name.
     """
-    seen, taught = [], []
+    seen = []
     is_game = plays(config, stage)
     for images, labels in batches:
         f, b = _features(players.generator, images, labels, config, num_source)
@@ -70,12 +67,9 @@ def train_model(
         players.generator.backward(loss)
         players.generator.step()
         seen.append(torch.stack([value.detach().cpu() for value in (loss, identity, triplet, balance)]))
-        if teaches:
-            taught.append(_teach(players, b.detach(), domain_labels(labels, num_source, config.compat)))
     players.classifier.step()
     names = ("loss", "identity", "triplet", "balance")[: None if is_game else 3]
-    losses = dict(zip(names, _mean(seen, world), strict=False))
-    return losses | (dict(zip(TAUGHT, _mean(taught, world), strict=True)) if teaches else {})
+    return dict(zip(names, _mean(seen, world), strict=False))
 
 
 def train_discriminator(
@@ -90,18 +84,14 @@ def train_discriminator(
     for images, labels in batches:
         with players.generator.frozen() as model, torch.no_grad():
             _, b = _features(model, images, labels, config, num_source)
-        seen.append(_teach(players, b, domain_labels(labels, num_source, config.compat)))
-    return dict(zip(TAUGHT, _mean(seen, world), strict=True))
-
-
-def _teach(players: Players, b: Tensor, domains: Tensor) -> Tensor:
-    """One micro-batch of the discriminator's: its loss, and how often it was right."""
-    logits = players.discriminator(b)
-    loss = domain_loss(logits, domains)
-    players.discriminator.backward(loss)
-    players.discriminator.step()
-    accuracy = (logits.argmax(1) == domains).float().mean()
-    return torch.stack([loss.detach().cpu(), accuracy.cpu()])
+        domains = domain_labels(labels, num_source, config.compat)
+        logits = players.discriminator(b)
+        loss = domain_loss(logits, domains)
+        players.discriminator.backward(loss)
+        players.discriminator.step()
+        accuracy = (logits.argmax(1) == domains).float().mean()
+        seen.append(torch.stack([loss.detach().cpu(), accuracy.cpu()]))
+    return dict(zip(("domain", "domain_accuracy"), _mean(seen, world), strict=True))
 
 
 def _features(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -10,8 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from safetensors.torch import save_file
 
+from dmx.config import from_tree, recipe, to_tree
+from dmx.deployment.folder import export_model
 from dmx.features import Features
+from dmx.model import build_model
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -47,7 +53,15 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
 @pytest.mark.timeout(900)
 def test_every_dmx_command_runs_in_order(tmp_path: Path) -> None:
     commands = [words for words in shell_commands() if words[0] == "dmx"]
-    assert {words[1] for words in commands} == {"synth", "ingest", "train", "evaluate", "embed", "cluster"}
+    assert {words[1] for words in commands} == {
+        "synth",
+        "ingest",
+        "train",
+        "evaluate",
+        "embed",
+        "cluster",
+        "export",
+    }
     printed = {}
     for words in commands:
         done = subprocess.run(
@@ -64,6 +78,8 @@ def test_every_dmx_command_runs_in_order(tmp_path: Path) -> None:
 
 
 def test_every_python_example_runs(tmp_path: Path) -> None:
+    """Where the exported model lies that one of them takes."""
+    export_model(_untrained(tmp_path / "run"), tmp_path / "export" / "first", formats=["safetensors"])
     examples = blocks("python")
     said = []
     for code in examples:
@@ -72,7 +88,16 @@ def test_every_python_example_runs(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
         said.append(done.stdout)
-    assert said == ["40 (480,) (40, 64)\n", ""]
+    assert said == ["(2, 256) float32\n", "40 (480,) (40, 64)\n", ""]
+
+
+def _untrained(folder: Path) -> Path:
+    """A checkpoint of the demo's network, as far as an export looks at it."""
+    config = from_tree(recipe("demo"))
+    folder.mkdir()
+    save_file(build_model(config.model).state_dict(), folder / "model.safetensors")
+    (folder / "config.yaml").write_text(yaml.safe_dump(to_tree(config)), encoding="utf-8")
+    return folder
 
 
 def test_the_tree_is_the_repositorys() -> None:
@@ -83,6 +108,11 @@ def test_the_tree_is_the_repositorys() -> None:
     ).stdout.splitlines()
     top = {path.split("/")[0] for path in tracked if not path.startswith(".")}
     assert named == top - {"LICENSE"}
+
+
+def test_the_demo_was_measured_with_the_recipe_that_it_has() -> None:
+    measured = json.loads((ROOT / "benchmarks" / "results" / "demo.json").read_text(encoding="utf-8"))
+    assert measured["recipe"] == recipe("demo")[1], "run python benchmarks/demo.py"
 
 
 def test_tables_are_those_of_the_results() -> None:

@@ -81,7 +81,9 @@ def test_last_stride_one_doubles_the_map_and_keeps_the_weights(name: str) -> Non
     assert strides == {(1, 1)}
 
 
-@pytest.mark.parametrize("name", ["convnext_atto", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize(
+    "name", ["convnext_atto", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mobilenetv3_small_050"]
+)
 def test_other_backbones_pool_to_their_width(name: str) -> None:
     arguments = {"img_size": (64, 32), "window_size": 2} if name.startswith("swin") else {}
     if name.startswith("vit"):
