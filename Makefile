@@ -13,7 +13,7 @@ demo: $(STAMP)
 	$(BIN)/dmx demo $(DEMO)
 
 test: lint types
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -17,9 +17,10 @@ setup(
         "dmx.kernels.cpu",
         "dmx.model",
         "dmx.recipes",
+        "dmx.search",
         "dmx.synth",
         "dmx.train",
     ],
     package_dir={"dmx.kernels": "kernels", "dmx.cluster": "cluster"},
-    package_data={"dmx": ["py.typed"], "dmx.recipes": ["*.yaml"]},
+    package_data={"dmx": ["py.typed"], "dmx.recipes": ["*.yaml"], "dmx.search": ["page.css"]},
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ class ImageEmbedder:
         """
         if batch_size < 1:
             raise DmxError(f"batch_size: wanted at least 1, found {batch_size}")
-        many = [images] if _is_one(images) else list(images)
+        many = _as_many(images)
         result = np.empty((len(many), self.dimensions), np.float32)
         starts = range(0, len(many), batch_size)
 
@@ -100,10 +101,11 @@ class ImageEmbedder:
             raise DmxError(f"{where}: {error}") from error
 
 
-def _is_one(images: Picture | Sequence[Picture]) -> bool:
-    return isinstance(images, str | Path | bytes | Image.Image) or (
+def _as_many(images: Picture | Sequence[Picture]) -> list[Picture]:
+    is_one = isinstance(images, str | Path | bytes | Image.Image) or (
         isinstance(images, np.ndarray) and images.ndim == 3
     )
+    return [cast(Picture, images)] if is_one else list(cast(Sequence[Picture], images))
 
 
 def _name(image: object) -> str:

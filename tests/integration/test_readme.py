@@ -61,6 +61,7 @@ def test_every_dmx_command_runs_in_order(tmp_path: Path) -> None:
         "embed",
         "cluster",
         "export",
+        "search",
     }
     printed = {}
     for words in commands:

@@ -1,0 +1,1 @@
+"""A gallery in a faiss index, the ranking of it for every query, and a page to look at."""
