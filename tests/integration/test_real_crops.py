@@ -68,6 +68,10 @@ def test_real_crops_become_pseudo_identities(ingested: Path, tmp_path: Path) -> 
         "schedule.source_epochs": 3,
         "schedule.stage_two_epoch": 4,
         "batch.identities": 8,
+        # There is one camera, and nobody told its number.
+        "cluster.centre_cameras": "false",
+        "cluster.same_camera_share": 1,
+        "cluster.k1": 20,
     }
     chosen = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     data = ("--source", tmp_path / "people", "--target", ingested)
