@@ -11,6 +11,7 @@ setup(
         "dmx.data",
         "dmx.data.layouts",
         "dmx.deployment",
+        "dmx.doctor",
         "dmx.evaluation",
         "dmx.extraction",
         "dmx.kernels",

@@ -12,7 +12,7 @@ from types import ModuleType
 from dmx import __version__
 from dmx.errors import DmxError
 
-COMMANDS = ("demo", "synth", "ingest", "cluster", "train", "embed", "evaluate", "export", "search")
+COMMANDS = ("demo", "synth", "ingest", "cluster", "train", "embed", "evaluate", "export", "search", "doctor")
 
 
 def _command(name: str) -> ModuleType:

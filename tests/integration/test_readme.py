@@ -62,6 +62,7 @@ def test_every_dmx_command_runs_in_order(tmp_path: Path) -> None:
         "cluster",
         "export",
         "search",
+        "doctor",
     }
     printed = {}
     for words in commands:
