@@ -16,6 +16,7 @@ from dmx.cores import cores
 from dmx.data.images import BrokenImageError
 from dmx.data.prefetch import map_ahead
 from dmx.data.transforms import decode_resized, resize
+from dmx.device import chosen_device
 from dmx.embedding import AHEAD, check_features, unit_features
 from dmx.errors import DmxError
 from dmx.model import EmbeddingModel
@@ -119,5 +120,6 @@ def load_embedder(path: str | Path, *, device: str = "auto", best: bool = False)
     from dmx.train.checkpoint import BEST, LATEST, load_model
 
     model, config = load_model(local_folder(path), BEST if best else LATEST)
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return ImageEmbedder(model, (config.data.height, config.data.width), where)
+    return ImageEmbedder(
+        model, (config.data.height, config.data.width), chosen_device(device, "dmx.load: device")
+    )

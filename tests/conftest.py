@@ -74,9 +74,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(no_gpu)
         if "slow" in item.keywords and not config.getoption("--run-slow"):
             item.add_marker(not_asked)
-        # Side by side (-n 2 --dist loadgroup): tests that start processes, one after the other, and the rest.
-        starts_processes = "integration" in item.path.parts
-        item.add_marker(pytest.mark.xdist_group("processes" if starts_processes else "the rest"))
 
 
 @pytest.fixture

@@ -13,11 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tiny
 import torch
-from safetensors.torch import load_file
+from runs import losses_of, tensors_of
 
 from dmx.config import from_tree, read_yaml
-from dmx.train.checkpoint import latest
-from dmx.train.runlog import CONFIG, STEPS, describe_run, read_lines
+from dmx.train.runlog import CONFIG, STEPS, describe_run
 from dmx.train.worker import RESULT, train_worker
 
 WORKERS = 2
@@ -129,27 +128,15 @@ def _lines(file: Path) -> int:
 
 def run_difference(run: Path, other: Path) -> str:
     """Tensors of the last checkpoint and losses of all steps, to the bit."""
-    a, b = _tensors(run), _tensors(other)
+    a, b = tensors_of(run), tensors_of(other)
     if a.keys() != b.keys():
         return f"tensors {sorted(a.keys() ^ b.keys())}"
     differing = [name for name in a if not torch.equal(a[name], b[name])]
     if differing:
         return f"tensors {differing}"
-    losses, others = (
-        [line.get("loss", line.get("domain")) for line in read_lines(x / STEPS)] for x in (run, other)
-    )
+    losses, others = losses_of(run), losses_of(other)
     tests, other_tests = (json.loads((x / RESULT).read_text())["tests"] for x in (run, other))
     return "" if (losses, tests) == (others, other_tests) else f"losses {losses} and {others}"
-
-
-def _tensors(run: Path) -> dict[str, torch.Tensor]:
-    folder = latest(run)
-    assert folder is not None
-    return {
-        f"{file.stem}/{name}": tensor
-        for file in sorted(folder.glob("*.safetensors"))
-        for name, tensor in load_file(file).items()
-    }
 
 
 def embedding_difference(out: Path, other: Path) -> str:

@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dmx.commands.sources import add_layout_arguments, warn_as
+from dmx.commands.sources import add_input_arguments, add_layout_arguments, warn_as
 
 if TYPE_CHECKING:
     from dmx.data.dataset import Dataset
@@ -67,26 +67,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="--rerank: share of the original distance, 0 to 1 (default: %(default)s)",
     )
-    parser.add_argument(
-        "--flip", action="store_true", help="embed each image and its mirror image, and take their mean"
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=64, metavar="N", help="images a forward pass (default: %(default)s)"
-    )
-    parser.add_argument("--height", type=int, metavar="PX", help="image height (default: as trained)")
-    parser.add_argument("--width", type=int, metavar="PX", help="image width (default: as trained)")
-    parser.add_argument(
-        "--device",
-        default="auto",
-        metavar="NAME",
-        help="cpu, cuda, cuda:1 ... (default: cuda where there is one, else cpu)",
-    )
+    add_input_arguments(parser)
     parser.add_argument("--json", metavar="FILE", help="also write the results, as fractions, to FILE")
 
 
 def run(args: argparse.Namespace) -> int:
     """Embed every data set, measure, print a table."""
     from dmx.data.dataset import open_dataset
+    from dmx.device import chosen_device
     from dmx.train.checkpoint import BEST, LATEST, load_model
 
     # Everything is looked at before anything is embedded: a mistake should not cost that time.
@@ -103,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     ]
     pairs = [query_and_gallery(dataset) for dataset in datasets]
     model, config = load_model(args.checkpoint, BEST if args.best else LATEST)
-    model = model.to(_device(args.device))
+    model = model.to(chosen_device(args.device, "--device"))
     size = (args.height or config.data.height, args.width or config.data.width)
     results = {
         dataset.path: _measure(args, model, size, dataset, pair)
@@ -167,20 +155,6 @@ def table(results: dict[str, Metrics]) -> str:
         values = "".join(f"{100 * getattr(metrics, field):9.1f}" for _, field in COLUMNS)
         lines.append(f"{name:<{width}}{metrics.valid_queries:9d}{values}")
     return "\n".join(lines)
-
-
-def _device(name: str) -> str:
-    import torch
-
-    from dmx.errors import DmxError
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise DmxError(f"--device: cannot use {name!r}: {str(error).splitlines()[0]}") from error
-    return name
 
 
 def _measure(

@@ -19,10 +19,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dmx.deployment import FORMATS, OPSET
 from dmx.errors import DmxError
 
 SUMMARY = "export a trained model: safetensors, ONNX and a model card"
-FORMATS = ("safetensors", "onnx")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--formats", nargs="+", choices=FORMATS, default=FORMATS, help="what to write (default: both)"
     )
-    parser.add_argument("--opset", type=int, default=18, help="of ONNX's operators (default: %(default)s)")
+    parser.add_argument("--opset", type=int, default=OPSET, help="of ONNX's operators (default: %(default)s)")
     parser.add_argument("--name", help="of the model, in its card (default: the run folder's)")
     parser.add_argument(
         "--best",
@@ -44,9 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export, and say what was written."""
-    if args.out.exists() and any(args.out.iterdir()):
+    if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
         raise DmxError(
-            f"{args.out}: wanted a new or empty folder to export to, found files in it; choose another"
+            f"{args.out}: wanted a new or empty folder to export to, found "
+            f"{'files in it' if args.out.is_dir() else 'a file'}; choose another"
         )
 
     from dmx.deployment.folder import export_model

@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dmx.commands.sources import add_layout_arguments, warn_as
+from dmx.commands.sources import add_input_arguments, add_layout_arguments, warn_as
 
 if TYPE_CHECKING:
     from dmx.search.encoder import Encoder
@@ -89,20 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--probes", type=int, metavar="N", help="ivf: lists searched for a query (default: 256, or all)"
     )
     add_layout_arguments(parser, "a data set that was not ingested")
-    parser.add_argument(
-        "--flip", action="store_true", help="embed each image and its mirror image, and take their mean"
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=64, metavar="N", help="images a forward pass (default: %(default)s)"
-    )
-    parser.add_argument("--height", type=int, metavar="PX", help="image height (default: as trained)")
-    parser.add_argument("--width", type=int, metavar="PX", help="image width (default: as trained)")
-    parser.add_argument(
-        "--device",
-        default="auto",
-        metavar="NAME",
-        help="cpu, cuda, cuda:1 ... (default: cuda where there is one, else cpu)",
-    )
+    add_input_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -143,11 +130,11 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _encoder(args: argparse.Namespace) -> Encoder:
-    from dmx.commands.evaluate import _device
+    from dmx.device import chosen_device
     from dmx.search.encoder import Encoder
     from dmx.train.checkpoint import BEST, LATEST, load_model
 
-    device = _device(args.device)
+    device = chosen_device(args.device, "--device")
     model, config = load_model(args.model, BEST if args.best else LATEST)
     return Encoder(
         args.model,

@@ -1,4 +1,4 @@
-"""Arguments of every command that reads data sets as their authors laid them out."""
+"""Arguments of every command that reads data sets as their authors laid them out, or embeds them here."""
 
 from __future__ import annotations
 
@@ -35,6 +35,24 @@ def add_layout_arguments(parser: argparse.ArgumentParser, source: str) -> None:
         metavar="REGEX",
         help="for the layouts folder and crops: regular expression whose one group is the camera number in a "
         "file name, for example '_c(\\d+)' (default: cameras unknown)",
+    )
+
+
+def add_input_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare how images go through a model: --flip, --batch-size, --height, --width and --device."""
+    parser.add_argument(
+        "--flip", action="store_true", help="embed each image and its mirror image, and take their mean"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=64, metavar="N", help="images a forward pass (default: %(default)s)"
+    )
+    parser.add_argument("--height", type=int, metavar="PX", help="image height (default: as trained)")
+    parser.add_argument("--width", type=int, metavar="PX", help="image width (default: as trained)")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="cpu, cuda, cuda:1 ... (default: cuda where there is one, else cpu)",
     )
 
 

@@ -63,7 +63,7 @@ def model_card(
         FRONT,
         f"# {name}",
         "",
-        "A person re-identification model, trained with DMX by the method of DomainMix (BMVC 2021).",
+        f"A person re-identification model, trained with DMX{_how(config)}.",
         "",
         "| | |",
         "|---|---|",
@@ -79,6 +79,17 @@ def model_card(
     return "\n".join(lines)
 
 
+def _how(config: Config) -> str:
+    """The method, where the run tells it."""
+    if config.data.source is None:
+        return ""
+    if config.data.target is None:
+        return " on labelled images alone"
+    if config.cluster.labels == "identities":
+        return " by the method of DomainMix (BMVC 2021), with the identities of both sets"
+    return " by the method of DomainMix (BMVC 2021)"
+
+
 def _state(folder: Path) -> dict[str, Any]:
     """What the checkpoint tells of its run; nothing where it is an export itself."""
     file = folder / "state.json"
@@ -91,7 +102,8 @@ def _state(folder: Path) -> dict[str, Any]:
 def _data(config: Config) -> list[str]:
     """What it was trained on, with the counts of sets that are ingested and still there."""
     lines = []
-    for role, path in (("labelled", config.data.source), ("unlabelled", config.data.target)):
+    labels = "with its identities" if config.cluster.labels == "identities" else "unlabelled"
+    for role, path in (("source, labelled", config.data.source), (f"target, {labels}", config.data.target)):
         lines.append(f"- {role}: {_told_set(path)}" if path else f"- {role}: none")
     return lines if config.data.source else ["Not recorded: this was made from an export."]
 

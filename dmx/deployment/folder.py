@@ -10,8 +10,9 @@ import yaml
 from safetensors.torch import save_file
 
 from dmx.config import Config, to_tree
+from dmx.deployment import OPSET
 from dmx.deployment.card import model_card
-from dmx.deployment.onnx import OPSET, write_onnx
+from dmx.deployment.onnx import write_onnx
 from dmx.train.checkpoint import BEST, LATEST, MODEL, checkpoint_folder, load_model
 
 # What builds the network and its input; where the run's data lay is nobody else's business.

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dmx.deployment import OPSET
 from dmx.errors import DmxError
 from dmx.model import EmbeddingModel
 
-OPSET = 18
 INPUT, OUTPUT = "images", "embeddings"
 TOLERANCE = 1e-4
 BATCHES = (1, 2, 5)  # the exported one and others, since the batch is dynamic
@@ -71,6 +71,7 @@ def write_onnx(model: EmbeddingModel, height: int, width: int, path: Path, opset
             )  # fmt: skip
             assert program is not None
             program.save(temporary, external_data=False)
+        _require_opset(temporary, path, opset)
         furthest = _difference(retrieval, temporary, height, width)
         if not furthest <= TOLERANCE:
             raise DmxError(
@@ -84,6 +85,18 @@ def write_onnx(model: EmbeddingModel, height: int, width: int, path: Path, opset
     finally:
         temporary.unlink(missing_ok=True)
     return furthest
+
+
+def _require_opset(written: Path, path: Path, opset: int) -> None:
+    """What torch cannot convert to an older version it leaves at the one it makes, and says nothing."""
+    import onnx
+
+    (found,) = (each.version for each in onnx.load(written).opset_import if each.domain in ("", "ai.onnx"))
+    if found != opset:
+        raise DmxError(
+            f"{path}: wanted opset {opset}, found that torch makes opset {found} of this model, so nothing "
+            f"was written: give --opset {found}"
+        )
 
 
 def _difference(retrieval: Retrieval, path: Path, height: int, width: int) -> float:

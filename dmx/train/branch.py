@@ -16,7 +16,7 @@ import yaml
 from dmx.config import Config, differences, to_tree, with_absolute_paths
 from dmx.errors import DmxError
 from dmx.train.checkpoint import FOLDER, LATEST, point, read_state
-from dmx.train.resume import CHANGEABLE, shown
+from dmx.train.resume import CHANGEABLE, require_changeable, require_epochs_left
 from dmx.train.runlog import EPOCHS, STEPS, write_whole
 
 ORIGIN = "origin.json"
@@ -51,18 +51,8 @@ def check_branch(checkpoint: Path, config: Config) -> None:
     """
     progress, trained_with = read_state(checkpoint)
     changed = differences(with_absolute_paths(trained_with), config)
-    settled = {name: values for name, values in changed.items() if not name.startswith(BRANCHES)}
-    if settled:
-        raise DmxError(
-            f"{checkpoint} was trained with other settings ({shown(settled)}), which a branch cannot change: "
-            "leave them as they are, or train from the start. What can change: "
-            + ", ".join(name.rstrip(".") for name in BRANCHES)
-        )
-    if config.schedule.epochs <= progress.epoch:
-        raise DmxError(
-            f"schedule.epochs: wanted more than the {progress.epoch} epochs that {checkpoint} has done, "
-            f"found {config.schedule.epochs}"
-        )
+    require_changeable(checkpoint, changed, BRANCHES, "leave them as they are, or train from the start")
+    require_epochs_left(checkpoint, progress, config)
 
 
 def begin_branch(run: Path, checkpoint: Path, config: Config) -> None:

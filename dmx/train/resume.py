@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,24 +41,50 @@ def check_changes(run: Path, config: Config) -> None:
         return
     progress, trained_with = read_state(checkpoint)
     changed = differences(with_absolute_paths(trained_with), config)
-    settled = {name: values for name, values in changed.items() if not name.startswith(CHANGEABLE)}
+    require_changeable(checkpoint, changed, CHANGEABLE, "leave them as they are, or choose another --run")
+    _check_schedule(checkpoint, progress, config, changed)
+
+
+def require_changeable(
+    checkpoint: Path, changed: Mapping[str, Any], allowed: tuple[str, ...], advice: str
+) -> None:
+    """Check that only settings differ that may.
+
+    Args:
+        checkpoint: what is gone on from.
+        changed: setting to (old, new).
+        allowed: settings that may differ, and beginnings of their names.
+        advice: what to do if others do.
+
+    Raises:
+        DmxError: naming them.
+    """
+    settled = {name: values for name, values in changed.items() if not name.startswith(allowed)}
     if settled:
         raise DmxError(
-            f"{checkpoint} was trained with other settings ({shown(settled)}), which cannot change any "
-            "more: leave them as they are, or choose another --run. What can change: "
-            + ", ".join(name.rstrip(".") for name in CHANGEABLE)
+            f"{checkpoint} was trained with other settings ({_shown(settled)}), which cannot change any "
+            f"more: {advice}. What can change: " + ", ".join(name.rstrip(".") for name in allowed)
         )
-    _check_schedule(checkpoint, progress, config, changed)
+
+
+def require_epochs_left(checkpoint: Path, progress: Progress, config: Config) -> None:
+    """Check that the schedule does not end before the checkpoint.
+
+    Raises:
+        DmxError: it does.
+    """
+    if config.schedule.epochs <= progress.epoch:
+        raise DmxError(
+            f"schedule.epochs: wanted more than the {progress.epoch} epochs that {checkpoint} has done, "
+            f"found {config.schedule.epochs}"
+        )
 
 
 def _check_schedule(checkpoint: Path, progress: Progress, config: Config, changed: dict[str, Any]) -> None:
     """A changed schedule must not end before the checkpoint."""
     schedule = config.schedule
-    if "schedule.epochs" in changed and schedule.epochs <= progress.epoch:
-        raise DmxError(
-            f"schedule.epochs: wanted more than the {progress.epoch} epochs that {checkpoint} has done, "
-            f"found {schedule.epochs}"
-        )
+    if "schedule.epochs" in changed:
+        require_epochs_left(checkpoint, progress, config)
     if "schedule.steps_per_epoch" in changed and schedule.steps_per_epoch < progress.step:
         raise DmxError(
             f"schedule.steps_per_epoch: wanted at least the {progress.step} steps that {checkpoint} has done "
@@ -78,7 +105,7 @@ def goes_further(run: Path, config: Config) -> bool:
     done = saved.schedule.epochs
     if config.schedule.epochs <= done:
         raise DmxError(
-            f"{run} is finished after {done} epochs, so that other settings ({shown(changed)}) would change "
+            f"{run} is finished after {done} epochs, so that other settings ({_shown(changed)}) would change "
             f"nothing: train it further with schedule.epochs above {done}, choose another --run, or test it "
             f"elsewhere with `dmx evaluate {run} DATASET`"
         )
@@ -87,6 +114,5 @@ def goes_further(run: Path, config: Config) -> bool:
     return True
 
 
-def shown(changed: dict[str, Any]) -> str:
-    """Changed settings, each with its old and new value, for a message."""
+def _shown(changed: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in changed.items())

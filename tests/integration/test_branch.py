@@ -74,11 +74,8 @@ def test_what_begins_to_matter_later_is_trained_from_there(
     train_worker(whole)
     assert_bit_identical(tmp_path / "branch", whole)
     assert [line["epoch"] for line in read_lines(tmp_path / "branch" / EPOCHS)] == [0, 1, 2, 3]
-    for name in (RESULT, CONFIG):
-        if name == RESULT:
-            assert json.loads((tmp_path / "branch" / name).read_text()) == json.loads(
-                (whole / name).read_text()
-            )
+    found, wanted = (json.loads((run / RESULT).read_text()) for run in (tmp_path / "branch", whole))
+    assert found == wanted
     origin = json.loads((tmp_path / "branch" / ORIGIN).read_text())
     assert (origin["run"], origin["epochs"]) == (str(trunk), after)
     assert list(origin["changed"]) == [settings[0].partition("=")[0]]
@@ -136,7 +133,7 @@ def test_what_cannot_be_branched_is_said_before_anything_is_written(
         "--branch", "none", "--after", "1"
     )
     assert "end of epoch 9, found those of epochs 1, 2, 3, 4;" in refused(*here, "--after", "9")
-    assert "seed 0 -> 3), which a branch cannot change" in refused(*here, "--after", "1", "--set", "seed=3")
+    assert "seed 0 -> 3), which cannot change any more" in refused(*here, "--after", "1", "--set", "seed=3")
     few = ("--set", "schedule.epochs=2", "--set", "schedule.stage_two_epoch=1")
     assert "wanted more than the 2 epochs" in refused(*here, "--after", "2", *few)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import yaml
 from PIL import Image
 from runs import prepare
 from tiny import HEIGHT, WIDTH
@@ -88,8 +90,8 @@ def test_the_card_tells_data_results_and_use(trained: Path, exported: Path) -> N
     tests = json.loads((trained / "result.json").read_text())["tests"]["unseen"]
     assert card.startswith("---\nlibrary_name: dmx\n")
     assert "# first\n" in card
-    assert "- labelled: source, 180 images of 20 identities by 3 cameras" in card
-    assert "- unlabelled: target, 144 images" in card
+    assert "- source, labelled: source, 180 images of 20 identities by 3 cameras" in card
+    assert "- target, unlabelled: target, 144 images" in card
     assert f"| unseen | {100 * tests['map']:.1f} | {100 * tests['rank1']:.1f} |" in card
     assert "48 steps in 4 epochs" in card
     assert '`model.backbone`: "resnet10t"' in card
@@ -209,6 +211,9 @@ def test_what_cannot_be_exported_is_said(
 ) -> None:
     assert main(["export", str(trained), str(exported)]) == 2
     assert "wanted a new or empty folder to export to" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["export", str(trained), str(tmp_path / "file")]) == 2
+    assert "wanted a new or empty folder to export to, found a file" in capsys.readouterr().err
     assert main(["export", str(tmp_path), str(tmp_path / "out")]) == 2
     assert "wanted a run folder" in capsys.readouterr().err
     monkeypatch.setattr(onnx_module, "PACKAGES", ("onnx", "onnx_of_tomorrow"))
@@ -224,6 +229,35 @@ def test_what_cannot_be_exported_is_said(
         "config.yaml",
         "README.md",
     }
+
+
+def test_an_opset_that_torch_does_not_make_is_refused(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It leaves the file at the one that it makes, which must not be told as another."""
+    assert main(["export", str(trained), str(tmp_path / "out"), "--opset", "9"]) == 2
+    assert "wanted opset 9, found that torch makes opset 18" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_card_of_a_model_without_a_target_names_no_method_that_it_was_not_trained_by(
+    trained: Path, tmp_path: Path
+) -> None:
+    folder = latest(trained)
+    assert folder is not None
+    shutil.copytree(folder, tmp_path / "alone")
+    tree = yaml.safe_load((tmp_path / "alone" / "config.yaml").read_text())
+    tree["data"]["target"] = None
+    (tmp_path / "alone" / "config.yaml").write_text(yaml.safe_dump(tree))
+    assert main(["export", str(tmp_path / "alone"), str(tmp_path / "out"), "--formats", "safetensors"]) == 0
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "trained with DMX on labelled images alone." in card
+    assert "DomainMix" not in card
+
+
+def test_a_device_that_is_not_there_is_named(trained: Path) -> None:
+    with pytest.raises(DmxError, match=r"dmx\.load: device: cannot use 'abacus'"):
+        dmx.load(trained, device="abacus")
 
 
 def test_an_export_of_an_export_says_what_it_does_not_know(exported: Path, tmp_path: Path) -> None:

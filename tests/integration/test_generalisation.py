@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from dmx.cores import cores
+from dmx.train.branch import ORIGIN
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 SMALL = ("--setting", "trial", "--seeds", "0")
@@ -44,6 +45,11 @@ def test_a_trial_of_every_way_goes_on_and_is_drawn(tmp_path: Path) -> None:
     assert set(after) == {"synthetic only", "pseudo-labels", "DomainMix", "true labels", "no switch"}
     assert {way: after[way] for way in before} == before
     assert kept.stat().st_mtime_ns == written
+    begun = {}
+    for run_of in (tmp_path / "work" / "trial" / "runs").iterdir():
+        if (run_of / ORIGIN).exists():
+            begun[run_of.name.split("--")[0]] = json.loads((run_of / ORIGIN).read_text())["epochs"]
+    assert begun == {"synthetic-only": 1, "pseudo-labels": 2, "true-labels": 1, "no-switch": 1}
     for row in after.values():
         assert row["steps"] == 12
         assert set(row["tests"]) == {"unseen", "second"}
