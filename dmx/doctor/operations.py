@@ -156,7 +156,7 @@ def try_operation(name: str, device_name: str) -> dict[str, float]:
         seconds, result = _timed(call, device)
         times_s.append(seconds)
         check(result)
-    return {"ms": round(1e3 * min(times_s), 3), "first_call_s": round(first_s, 3)}
+    return {"ms": round(1e3 * min(times_s), 3), "first_call_s": round(first_s, 6)}
 
 
 def _timed(call: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
