@@ -212,6 +212,11 @@ class Config:
         "others wait has to fit in",
         low=1,
     )
+    on_nan: Literal["stop", "skip"] = _doc(
+        "stop",
+        "what to do at a step whose loss or gradient is not finite, which changes nothing in either case: "
+        "end with an error that names its images, or leave it out (but no more than 10 in a row)",
+    )
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

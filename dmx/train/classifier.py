@@ -158,6 +158,10 @@ class Classifier:
                 rows.count_step()
         self._passes.clear()
 
+    def leave_out(self) -> None:
+        """Forget the gradient without an update."""
+        self._passes.clear()
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
         """All rows and moments (on the CPU of the first process), and Adam's steps of each part."""
         tensors: dict[str, Tensor] = {}

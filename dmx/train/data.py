@@ -143,6 +143,15 @@ class TrainingData:
                     for batch in batches
                 ]
 
+    def images_of(self, epoch: int, step: int, labels: EpochLabels | None) -> list[str]:
+        """The keys of a step's images on all processes, each behind its data set's name."""
+        batch = self._sampler(labels).batch(epoch, step)
+        splits = [("source", self.source)] + ([] if self.target is None else [("target", self.target)])
+        return [
+            f"{splits[domain][0]}: {splits[domain][1].keys[row]}"
+            for domain, row in zip(batch.domain.tolist(), batch.row.tolist(), strict=True)
+        ]
+
     @staticmethod
     def _placed(images: Tensor, world: World) -> Tensor:
         if world.device.type == "cpu":

@@ -8,6 +8,8 @@ This is the only module that imports DeepSpeed. What holds, and why:
 - Parameters, gradients and moments are float32 at every ZeRO stage. `bf16` runs the forward and backward
   passes in bfloat16 by autocast inside the module, which is the same at every stage and inside and outside
   the engine, and leaves checkpoints in one format.
+- A step whose loss or gradient is not finite changes nothing: not parameters, not moments, not running
+  statistics (`refused`). Above ZeRO 0 DeepSpeed leaves such an update out by itself.
 - Parameters are loaded before DeepSpeed takes the module over, so that only moments have to be put back.
 """
 
@@ -119,6 +121,33 @@ def _deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
     }
 
 
+def _leave_out_what_is_not_finite(adam: torch.optim.Optimizer, *_: object) -> None:
+    """Tell the fused Adam, by the flag that gradient scaling sets, whether to leave the update out."""
+    gradients = [p.grad for group in adam.param_groups for p in group["params"] if p.grad is not None]
+    norms = torch.stack(torch._foreach_norm(gradients))
+    adam.found_inf = (~norms.isfinite().all()).float()  # type: ignore[attr-defined]
+
+
+class _Statistics:
+    """A module's buffers as a step found them: its forward pass moves them before its loss is known."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._own = list(module.buffers())
+        self._kept: list[Tensor] | None = None
+
+    def keep(self) -> None:
+        """Remember them, if nothing is remembered yet."""
+        if self._kept is None:
+            self._kept = [buffer.clone() for buffer in self._own]
+
+    def forget(self, *, put_back: bool) -> None:
+        """End the step, with the buffers as they are or as they were."""
+        if put_back and self._kept is not None:
+            for buffer, kept in zip(self._own, self._kept, strict=True):
+                buffer.copy_(kept)
+        self._kept = None
+
+
 class Engine:
     """One module, its Adam and its sharding over the processes. All methods are collective."""
 
@@ -140,6 +169,8 @@ class Engine:
         self._wrapped = _Precision(module.to(world.device), settings.precision, world.device.type)
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         adam = torch.optim.Adam(trained, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+        if settings.zero_stage == 0:
+            adam.register_step_pre_hook(_leave_out_what_is_not_finite)
         self._engine, *_ = deepspeed.initialize(
             model=self._wrapped,
             optimizer=adam,
@@ -150,6 +181,8 @@ class Engine:
         self._gathered: Callable[[list[nn.Parameter]], Any] = deepspeed.zero.GatheredParameters
         self._adam = adam
         self._trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        self._statistics = _Statistics(module)
+        self.refused = False
 
     @property
     def module(self) -> nn.Module:
@@ -158,6 +191,7 @@ class Engine:
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Forward in training mode, to be followed by `backward`."""
+        self._statistics.keep()
         self._engine.train()
         return self._engine(*inputs)
 
@@ -179,11 +213,24 @@ class Engine:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of `loss` (averaged over processes and micro-batches)."""
-        self._engine.backward(loss)
+        # An infinite loss may have a finite gradient: what is not finite shall be so in all of it.
+        self._engine.backward(loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan))
 
     def step(self) -> None:
-        """Count one micro-batch; after the last of a step, clip, update and clear the gradient."""
+        """Count one micro-batch; after the last of a step, clip, update and clear the gradient.
+
+        `refused` then says whether loss or gradient were not finite, on any process, or the gradient's norm
+        above what float32 holds. Nothing has changed in that case.
+        """
+        is_last = self._engine.is_gradient_accumulation_boundary()
         self._engine.step()
+        if not is_last:
+            return
+        if self.settings.zero_stage == 0:
+            self.refused = bool(self._adam.found_inf)  # type: ignore[attr-defined]
+        else:
+            self.refused = not self._engine.was_step_applied()
+        self._statistics.forget(put_back=self.refused)
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the following steps."""

@@ -27,13 +27,13 @@ from dmx.cluster.sharded import sharded_centroids, sharded_pseudo_labels
 from dmx.cluster.validation import as_features
 from dmx.data.shards import Split
 from dmx.distributed import meet, share, use_cores
-from dmx.errors import DmxError
 from dmx.evaluation import Embedded
 from dmx.evaluation import evaluate as evaluate_retrieval
 from dmx.neighbours import as_clustered, find_neighbours, label_settings
 from dmx.progress import progress_bar
 from dmx.train.data import EpochLabels
 from dmx.train.extraction import extract, extract_shards, shards_of
+from dmx.train.not_finite import leave_out
 from dmx.train.purity import cluster_report
 from dmx.train.schedule import (
     begins_anew,
@@ -43,7 +43,7 @@ from dmx.train.schedule import (
     uses_target,
 )
 from dmx.train.schedule import stage as stage_of
-from dmx.train.step import train_discriminator, train_model
+from dmx.train.step import NotFiniteError, train_discriminator, train_model
 from dmx.train.trainer import Trainer
 from dmx.waiting import waiting
 
@@ -117,13 +117,16 @@ def train(trainer: Trainer, epoch: int, labels: EpochLabels | None) -> None:
             start = time.monotonic()
             torch.manual_seed(_step_seed(config.seed, epoch, step, world.rank))
             with waiting(f"step {step} of epoch {epoch}"):
-                if trains_discriminator(config, stage, step):
-                    losses = train_discriminator(players, config, trainer.data.num_source, batches, world)
-                else:
-                    losses = train_model(
-                        players, config, trainer.data.num_source, stage, weight, batches, world
-                    )
-            _check_finite(losses, epoch, step)
+                try:
+                    if trains_discriminator(config, stage, step):
+                        losses = train_discriminator(players, config, trainer.data.num_source, batches, world)
+                    else:
+                        losses = train_model(
+                            players, config, trainer.data.num_source, stage, weight, batches, world
+                        )
+                    trainer.left_out_in_a_row = 0
+                except NotFiniteError as error:
+                    losses = leave_out(trainer, epoch, step, labels, error)
             _log_step(trainer, epoch, step, {"lr": lr, **losses, "step_s": time.monotonic() - start})
             _count_step(trainer, epoch, step, labels)
             bar.set_postfix_str(", ".join(f"{k} {v:.3g}" for k, v in losses.items()), refresh=False)
@@ -246,15 +249,6 @@ def _step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
     """Seed of what layers draw in a step (dropout), so that nothing random has to be saved."""
     digest = hashlib.sha256(f"{seed}/{epoch}/{step}/{rank}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
-
-
-def _check_finite(losses: dict[str, float], epoch: int, step: int) -> None:
-    bad = [name for name, value in losses.items() if not np.isfinite(value)]
-    if bad:
-        raise DmxError(
-            f"epoch {epoch}, step {step}: {', '.join(bad)} is not finite ({losses}). Lower optim.lr, set "
-            "optim.clip_norm, or train in fp32, and go on from the last checkpoint with --resume"
-        )
 
 
 def _line(name: str, metrics: dict[str, float]) -> str:

@@ -15,6 +15,7 @@ from dmx.train.runlog import CONFIG
 # batches stay; accumulation deals the same batch out in other parts, for other numbers of workers.
 CHANGEABLE = (
     "timeout_s",
+    "on_nan",
     "data.workers",
     "data.tests",
     "batch.accumulation",

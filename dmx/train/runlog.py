@@ -1,4 +1,7 @@
-"""What a run tells: metrics.jsonl (a line a step), epochs.jsonl (a line an epoch), TensorBoard, versions."""
+"""What a run tells: metrics.jsonl (a line a step), epochs.jsonl (a line an epoch), TensorBoard, versions.
+
+not_finite.jsonl has the steps that were not finite, if there were any, with their images.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from dmx.errors import DmxError
 
 STEPS = "metrics.jsonl"
 EPOCHS = "epochs.jsonl"
+NOT_FINITE = "not_finite.jsonl"
 CONFIG = "config.yaml"
 VERSIONS = "versions.json"
 WRITER = ".writer"
@@ -43,6 +47,7 @@ class RunLog:
         self._run, self._name = run, f"{os.uname().nodename}/{os.getpid()}/{secrets.token_hex(8)}"
         write_whole(run / WRITER, self._name)
         _truncate(run / STEPS, lambda line: line["global_step"] < global_step)
+        _truncate(run / NOT_FINITE, lambda line: line["global_step"] < global_step)
         _truncate(run / EPOCHS, lambda line: line["epoch"] < epoch)
         self._steps: TextIO = open(run / STEPS, "a", encoding="utf-8")  # noqa: SIM115  # closed by close()
         self._epochs: TextIO = open(run / EPOCHS, "a", encoding="utf-8")  # noqa: SIM115
@@ -71,6 +76,11 @@ class RunLog:
         """Log one step; `values` has its `global_step`."""
         _append(self._steps, values)
         self._show("train", values, values["global_step"])
+
+    def not_finite(self, values: Mapping[str, Any]) -> None:
+        """Log a step that was not finite; `values` has its `global_step`."""
+        with open(self._run / NOT_FINITE, "a", encoding="utf-8") as file:
+            _append(file, values)
 
     def epoch(self, values: Mapping[str, Any], global_step: int) -> None:
         """Log one epoch; `values` has its `epoch`, and `global_step` is the first step after it."""

@@ -3,11 +3,12 @@
 A step is one update of the embedding model and the classifier (`train_model`), or in stage two, now and then,
 of the discriminator alone (`train_discriminator`).
 Either takes the step's micro-batches of this process: pairs of images (B, 3, H, W) and labels (B,),
-identities in [0, S) of the source, then pseudo-identities.
+identities in [0, S) of the source, then pseudo-identities. A step that is not finite changes nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -23,6 +24,22 @@ from dmx.train.engines import Engine
 from dmx.train.schedule import Stage, plays
 
 MicroBatches = Iterable[tuple[Tensor, Tensor]]
+
+
+class NotFiniteError(ArithmeticError):
+    """A loss or a gradient of a step is NaN or infinite, on all processes' word; the step changed nothing.
+
+    Attributes:
+        losses: by name, as they were.
+    """
+
+    def __init__(self, losses: dict[str, float]) -> None:
+        super().__init__(losses)
+        self.losses = losses
+
+    def __str__(self) -> str:
+        bad = [name for name, value in self.losses.items() if not math.isfinite(value)]
+        return f"{', '.join(bad) or 'the gradient'} is not finite ({self.losses})"
 
 
 @dataclass
@@ -51,6 +68,9 @@ def train_model(
 
     Returns:
         Means of the losses over micro-batches and processes, by name.
+
+    Raises:
+        NotFiniteError: on every process.
     """
     seen = []
     is_game = plays(config, stage)
@@ -67,9 +87,14 @@ def train_model(
         players.generator.backward(loss)
         players.generator.step()
         seen.append(torch.stack([value.detach().cpu() for value in (loss, identity, triplet, balance)]))
-    players.classifier.step()
     names = ("loss", "identity", "triplet", "balance")[: None if is_game else 3]
-    return dict(zip(names, _mean(seen, world), strict=False))
+    losses = dict(zip(names, _mean(seen, world), strict=False))
+    if players.generator.refused:
+        players.classifier.leave_out()
+        raise NotFiniteError(losses)
+    # With a finite loss the rows' gradient is finite: sums of embeddings times differences of probabilities.
+    players.classifier.step()
+    return losses
 
 
 def train_discriminator(
@@ -79,6 +104,9 @@ def train_discriminator(
 
     Returns:
         Means over micro-batches and processes, by name.
+
+    Raises:
+        NotFiniteError: on every process.
     """
     seen = []
     for images, labels in batches:
@@ -91,7 +119,10 @@ def train_discriminator(
         players.discriminator.step()
         accuracy = (logits.argmax(1) == domains).float().mean()
         seen.append(torch.stack([loss.detach().cpu(), accuracy.cpu()]))
-    return dict(zip(("domain", "domain_accuracy"), _mean(seen, world), strict=True))
+    losses = dict(zip(("domain", "domain_accuracy"), _mean(seen, world), strict=True))
+    if players.discriminator.refused:
+        raise NotFiniteError(losses)
+    return losses
 
 
 def _features(

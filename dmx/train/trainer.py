@@ -41,6 +41,7 @@ class Trainer:
     progress: Progress
     log: RunLog | None
     saved_labels: EpochLabels | None = None
+    left_out_in_a_row: int = 0
     feeds: dict[int, Feed] = field(default_factory=dict)
 
     def __enter__(self) -> Self:

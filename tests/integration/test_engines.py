@@ -129,6 +129,21 @@ class _Run:
                 generator.backward(_loss(b, logits, y))
                 generator.step()
 
+    def spoil(self, step: int, moves: int, *, gradient_alone: bool) -> bool:
+        """A step in which one process alone is not finite; whether all processes say so of it."""
+        generator, discriminator = self.engines
+        inputs, engine = _batch(step)[0][self.world.rank :: self.world.size], generator
+        if moves == 1:
+            with generator.frozen() as frozen, torch.no_grad():
+                inputs, engine = frozen(inputs), discriminator
+        outputs = engine(inputs)
+        # The root's gradient at 0 is infinite, the root is not.
+        zero = (outputs * 0).sum()
+        bad = zero.sqrt() if gradient_alone else zero / zero
+        engine.backward(outputs.square().mean() + (bad if self.world.rank == 1 else zero))
+        engine.step()
+        return bool(engine.refused)
+
     def restart(self, **settings: Any) -> None:
         """Go on in fresh engines from the gathered state."""
         states = [engine.module_state() for engine in self.engines]
@@ -170,6 +185,15 @@ def _findings(world: Any) -> dict[str, float]:
         accumulated = _Run(world, norm=False, zero_stage=stage, accumulation=2).train()
         found[f"accumulation {stage}"] = accumulated.difference(plain)
         found[f"bf16 {stage}"] = _Run(world, zero_stage=stage, precision="bf16").train().difference(expected)
+        for gradient_alone in (False, True):
+            spoilt = _Run(world, zero_stage=stage).train(0, RESUME_AT)
+            told = [spoilt.spoil(STEPS, moves, gradient_alone=gradient_alone) for moves in (0, 1)]
+            spoilt.train(RESUME_AT)
+            moved = max(
+                _difference(mine.module_state(), other.module_state())
+                for mine, other in zip(spoilt.engines, run.engines, strict=True)
+            )
+            found[f"spoilt {stage} {gradient_alone}"] = moved if all(told) else torch.inf
     same = _Run(world, zero_stage=2).train(0, RESUME_AT)
     same.restart()
     found["resumed at the same stage"] = _difference(
@@ -205,6 +229,15 @@ def test_the_idle_player_does_not_move(findings: dict[str, float], stage: int) -
 def test_gathered_state_goes_on_at_another_zero_stage(findings: dict[str, float], stage: int) -> None:
     """Parameters, buffers and moments are complete: nothing is lost on the way to another stage."""
     assert findings[f"resumed at another stage {stage}"] <= TOLERANCE
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("gradient_alone", [False, True])
+def test_a_step_that_is_not_finite_changes_nothing(
+    findings: dict[str, float], stage: int, gradient_alone: bool
+) -> None:
+    """Of either player, where one process alone has a NaN, or an infinite gradient of a finite loss."""
+    assert findings[f"spoilt {stage} {gradient_alone}"] == 0
 
 
 def test_gathered_state_goes_on_exactly_at_the_same_stage(findings: dict[str, float]) -> None:
