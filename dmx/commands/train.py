@@ -121,10 +121,12 @@ def run(args: argparse.Namespace) -> int:
     from dmx.launching import check_launch, launch
     from dmx.train.branch import begin_branch, branch_point, check_branch
     from dmx.train.data import TrainingData, shares_batches
+    from dmx.train.recovery import DESCRIPTION, recover
     from dmx.train.resume import check_changes, goes_further
     from dmx.train.runlog import CONFIG, describe_run
     from dmx.train.worker import RESULT
 
+    recover(folder, DESCRIPTION)
     result = folder / RESULT
     if result.exists() and not goes_further(folder, config):
         print(

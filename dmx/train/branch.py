@@ -13,9 +13,11 @@ from pathlib import Path
 
 import yaml
 
+from dmx.checksums import SUMS, damage, write_sums
 from dmx.config import Config, differences, to_tree, with_absolute_paths
 from dmx.errors import DmxError
 from dmx.train.checkpoint import FOLDER, LATEST, point, read_state
+from dmx.train.recovery import DESCRIPTION
 from dmx.train.resume import CHANGEABLE, require_changeable, require_epochs_left
 from dmx.train.runlog import EPOCHS, STEPS, write_whole
 
@@ -32,6 +34,8 @@ def branch_point(trunk: Path, after: int) -> Path:
     """
     found = {}
     for folder in sorted((trunk / FOLDER).glob("step-*")):
+        if damage(folder, DESCRIPTION):
+            continue  # it may be another's place
         progress, _ = read_state(folder)
         if progress.step == 0 and progress.epoch > 0:
             found[progress.epoch] = folder
@@ -47,8 +51,12 @@ def check_branch(checkpoint: Path, config: Config) -> None:
     """Check that a run of `config`, with absolute paths, can begin at another's checkpoint.
 
     Raises:
-        DmxError: naming the settings that cannot differ, or an end that does not lie behind the checkpoint.
+        DmxError: naming the settings that cannot differ, or an end that does not lie behind the checkpoint,
+            or a file of it that is damaged.
     """
+    fault = damage(checkpoint)
+    if fault is not None:
+        raise DmxError(f"{fault}: this checkpoint is damaged; branch after another epoch")
     progress, trained_with = read_state(checkpoint)
     changed = differences(with_absolute_paths(trained_with), config)
     require_changeable(checkpoint, changed, BRANCHES, "leave them as they are, or train from the start")
@@ -93,6 +101,8 @@ def begin_branch(run: Path, checkpoint: Path, config: Config) -> None:
     for log in (STEPS, EPOCHS):  # the run drops the lines behind the checkpoint when it opens them
         if (trunk / log).exists():
             shutil.copyfile(trunk / log, run / log)
+    (place / SUMS).unlink()
+    write_sums(place)
     point(run, LATEST, place.name)
 
 

@@ -9,6 +9,7 @@ A checkpoint is a folder of safetensors and JSON, without pickles:
     labels.safetensors         pseudo-labels of the epoch it stands in; only in the middle of an epoch
     state.json                 where training stands: epoch, step, Adam's steps, threshold, epochs so far
     config.yaml                the resolved configuration
+    SHA256SUMS                 checksums of all these
 
 It is written beside its place, flushed to the disk, renamed, and only then does the file `latest` name it:
 a crash at any moment leaves the previous checkpoint in force.
@@ -29,6 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dmx.checksums import SUMS, damage, write_sums
 from dmx.config import Config, from_tree, read_yaml, to_tree
 from dmx.errors import DmxError
 
@@ -40,6 +42,8 @@ FOLDER = "checkpoints"
 LATEST = "latest"
 BEST = "best"
 MODEL = "model"
+STATE_FILE = "state.json"
+CONFIG_FILE = "config.yaml"
 
 
 @dataclass
@@ -106,33 +110,59 @@ def write_checkpoint(
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        DmxError: the disk is full, or the folder cannot be written.
     """
     folder = run / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
     name = _unused_name(run, progress.global_step)
-    temporary = folder / f".{name}.tmp"
-    for left in folder.glob(".step-*.tmp"):  # by a crash
-        shutil.rmtree(left)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".step-*.tmp"):  # by a crash
+            shutil.rmtree(left)
+        state = {"format": FORMAT, **asdict(progress), **(facts or {})}
+        _write_beside(folder / name, tensors, state, config)
+        if best:
+            # Before `latest`: after a crash in between, the run comes to this checkpoint, and to this, again.
+            point(run, BEST, name)
+        point(run, LATEST, name)
+    except (OSError, SafetensorError) as error:
+        raise _not_written(run, name, error) from error
+    _forget_old(folder, keep)
+    return folder / name
+
+
+def _write_beside(
+    final: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any], config: Config
+) -> None:
+    """All files under a temporary name, on the disk, and then at their place."""
+    temporary = final.with_name(f".{final.name}.tmp")
     temporary.mkdir()
     for part, content in tensors.items():
         if content:
             save_file(
                 {key: value.contiguous() for key, value in content.items()}, temporary / f"{part}.safetensors"
             )
-    state = {"format": FORMAT, **asdict(progress), **(facts or {})}
-    (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-    (temporary / "config.yaml").write_text(yaml.safe_dump(to_tree(config), sort_keys=False), encoding="utf-8")
+    (temporary / STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+    (temporary / CONFIG_FILE).write_text(yaml.safe_dump(to_tree(config), sort_keys=False), encoding="utf-8")
+    write_sums(temporary)
     for path in [*temporary.iterdir(), temporary]:
         _flush(path)
-    final = folder / name
     temporary.rename(final)
-    _flush(folder)
-    if best:
-        # Before `latest`: after a crash in between, the run comes to this checkpoint, and this line, again.
-        point(run, BEST, name)
-    point(run, LATEST, name)
-    _forget_old(folder, keep)
-    return final
+    _flush(final.parent)
+
+
+def _not_written(run: Path, name: str, error: Exception) -> DmxError:
+    """What cannot be written makes room; what was written before it stays."""
+    shutil.rmtree(run / FOLDER / f".{name}.tmp", ignore_errors=True)
+    before = latest(run)
+    stays = (
+        "no checkpoint has been written before" if before is None else f"the one before, {before}, is whole"
+    )
+    return DmxError(
+        f"{run / FOLDER}: wanted to write the checkpoint {name}, found: {error}; {stays}. Make room or the "
+        "folder writable, and give the same command again: it goes on from there"
+    )
 
 
 def _unused_name(run: Path, global_step: int) -> str:
@@ -185,12 +215,12 @@ def latest(run: Path, pointer: str = LATEST) -> Path | None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint folder.
+    """Read a checkpoint folder, whose files `dmx.train.recovery` has found to be whole.
 
     Raises:
         DmxError: naming the file that is missing or broken.
     """
-    progress = _read_progress(path / "state.json")
+    progress = _read_progress(path / STATE_FILE)
     tensors = {file.stem: _read_tensors(file) for file in sorted(path.glob("*.safetensors"))}
     if MODEL not in tensors:
         raise DmxError(f"{path}: wanted {MODEL}.safetensors, found {sorted(os.listdir(path))}")
@@ -203,7 +233,7 @@ def read_state(path: Path) -> tuple[Progress, Config]:
     Raises:
         DmxError: naming the file that is missing or broken.
     """
-    return _read_progress(path / "state.json"), _read_config(path)
+    return _read_progress(path / STATE_FILE), _read_config(path)
 
 
 def _read_progress(file: Path) -> Progress:
@@ -224,7 +254,7 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def _read_config(folder: Path) -> Config:
-    file = folder / "config.yaml"
+    file = folder / CONFIG_FILE
     return from_tree((str(file), read_yaml(file)))
 
 
@@ -267,8 +297,16 @@ def load_model(path: str | Path, pointer: str = LATEST) -> tuple[EmbeddingModel,
     from dmx.model import build_model
 
     folder = checkpoint_folder(path, pointer)
+    weights = f"{MODEL}.safetensors"
+    if (folder / SUMS).exists():  # an exported model, or anyone's own folder, has none
+        fault = damage(folder, (weights, CONFIG_FILE))
+        if fault is not None:
+            raise DmxError(
+                f"{fault}: this checkpoint is damaged; take another in {folder.parent}, or go on with the "
+                "run (dmx train --resume), which takes the last whole one"
+            )
     config = _read_config(folder)
     # The weights come from the checkpoint: nothing to download, nothing else to read.
     model = build_model(replace(config.model, pretrained=False, weights=None))
-    model.load_state_dict(_read_tensors(folder / f"{MODEL}.safetensors"))
+    model.load_state_dict(_read_tensors(folder / weights))
     return model.eval(), config

@@ -16,8 +16,9 @@ from dmx.distributed import share, use_cores, world
 from dmx.errors import DmxError
 from dmx.progress import silence
 from dmx.train import loop
-from dmx.train.checkpoint import latest, read_checkpoint
+from dmx.train.checkpoint import read_checkpoint
 from dmx.train.engines import forget_process_group
+from dmx.train.recovery import recover
 from dmx.train.runlog import CONFIG, write_whole
 from dmx.train.trainer import Trainer, build_trainer
 from dmx.waiting import waiting
@@ -40,7 +41,7 @@ def train_worker(run: str | Path, *, local: tuple[int, int] | None = None) -> No
         if not place.leads:
             silence()
         # The first process decides where to go on, or a checkpoint written meanwhile would part the others.
-        found = share(place, str(latest(folder) or ""))
+        found = share(place, str(recover(folder) or "") if place.leads else "")
         try:
             with waiting("the start of the run"):
                 checkpoint = read_checkpoint(Path(found)) if found else None
