@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from dmx.cores import cores
 
 SUMS = "SHA256SUMS"
 SEPARATOR = "  "
@@ -58,7 +59,7 @@ def damage(folder: Path, names: Container[str] | None = None) -> str | None:
 
 def _digests(files: list[Path]) -> list[str]:
     """SHA-256 of each file, in hexadecimal; several at a time, which hashlib allows."""
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(4, cores())) as pool:
         return list(pool.map(_digest, files))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from dmx.checksums import write_sums
 from dmx.commands import train
 from dmx.config import LAUNCHERS, Config, from_tree, leaves, overrides, read_yaml, recipe_names, to_tree
 from dmx.errors import DmxError
@@ -68,6 +69,7 @@ def _run_folder(folder: Path, *, epoch: int = 2, step: int = 5, is_finished: boo
     state = {"format": FORMAT, **asdict(Progress(seed=0, epoch=epoch, step=step))}
     (checkpoint / "state.json").write_text(json.dumps(state))
     (checkpoint / "config.yaml").write_text(yaml.safe_dump(to_tree(config)))
+    write_sums(checkpoint)
     (folder / FOLDER / LATEST).write_text(checkpoint.name)
     if is_finished:
         (folder / RESULT).write_text(json.dumps({"steps": EPOCHS * STEPS, "tests": {}}))
