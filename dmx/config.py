@@ -378,6 +378,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DmxError(f"{path}: wanted a YAML file, found: {error}") from error
+    except RecursionError as error:
+        raise DmxError(f"{path}: wanted a mapping of settings, found one nested without end") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):

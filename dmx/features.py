@@ -179,7 +179,7 @@ class Features:
                 )
                 for batch in file.iter_batches(rows, row_groups=groups, columns=[name]):
                     yield batch.column(0)
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise DmxError(
                 f"{self._where(part)}: column {name}: wanted a whole Parquet file, found {error}; copy or "
                 "write it again"
@@ -220,11 +220,14 @@ class Features:
         try:
             with self._location.filesystem.open_input_file(self._location.file(name)) as source:
                 metadata = pq.read_metadata(source)
-        except (OSError, pa.ArrowInvalid) as error:
+                metadata.schema.to_arrow_schema()
+            rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+            if min(rows, default=0) < 0:
+                raise ValueError(f"a group of {min(rows)} rows")
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise DmxError(
                 f"{_joined(self.path, name)}: wanted a Parquet file, found {error}; copy or write it again"
             ) from error
-        rows = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
         return Part(name, metadata, tuple(itertools.accumulate(rows, initial=0)))
 
     def _find_column(self, wanted: str | None) -> str:

@@ -75,14 +75,11 @@ def manifest_from_json(value: Mapping[str, Any], where: str) -> Manifest:
     try:
         splits = {
             name: SplitCounts(
-                int(counts["images"]),
-                int(counts["labelled"]),
-                int(counts["identities"]),
-                int(counts["cameras"]),
-                tuple(
-                    Shard(str(shard["file"]), int(shard["rows"]), int(shard["bytes"]), str(shard["sha256"]))
-                    for shard in counts["shards"]
-                ),
+                _count(counts["images"]),
+                _count(counts["labelled"]),
+                _count(counts["identities"]),
+                _count(counts["cameras"]),
+                tuple(_shard(shard) for shard in counts["shards"]),
             )
             for name, counts in value["splits"].items()
         }
@@ -90,15 +87,30 @@ def manifest_from_json(value: Mapping[str, Any], where: str) -> Manifest:
             layout=str(value["layout"]),
             dmx_version=str(value["dmx_version"]),
             splits=splits,
-            skipped=int(value["skipped"]),
+            skipped=_count(value["skipped"]),
             skipped_file=str(value["skipped_file"]),
-            ignored=int(value["ignored"]),
+            ignored=_count(value["ignored"]),
             warnings=tuple(str(text) for text in value["warnings"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DmxError(
             f"{where}: field {error} is missing or malformed; ingest the data set again"
         ) from error
+
+
+def _shard(value: Mapping[str, Any]) -> Shard:
+    file = str(value["file"])
+    if file != Path(file).name or file in ("", "."):
+        raise ValueError(f"file {file!r}, which is not beside the manifest,")
+    return Shard(file, _count(value["rows"]), _count(value["bytes"]), str(value["sha256"]))
+
+
+def _count(value: Any) -> int:
+    """A number of things, as a manifest holds it."""
+    count = int(value)
+    if not 0 <= count < 2**63:
+        raise ValueError(f"with the number {value}")
+    return count
 
 
 def read_manifest(folder: str | Path, *, verify: bool = False) -> tuple[Manifest, Location]:

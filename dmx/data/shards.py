@@ -150,9 +150,14 @@ class ShardSplit:
         chunks = []
         for shard in range(len(self._shards)):
             reader = self._open_file(shard, name)
-            for index in range(reader.num_record_batches):
-                chunks.append(self._read_batch(reader, shard, index).column(0))
+            batches = [self._read_batch(reader, shard, index) for index in range(reader.num_record_batches)]
+            self._require_rows(shard, sum(batch.num_rows for batch in batches))
+            chunks += [batch.column(0) for batch in batches]
         return chunks
+
+    def _require_rows(self, shard: int, found: int) -> None:
+        if found != self._shards[shard].rows:
+            raise self._broken(shard, f"{found} rows where the manifest has {self._shards[shard].rows}")
 
     def _open(self, shard: int) -> tuple[Any, list[int]]:
         """The shard's reader and the first row of each of its record batches; call with the lock held."""
@@ -160,7 +165,8 @@ class ShardSplit:
             # Batches are cut by bytes as well as rows: their lengths are read off a narrow column.
             narrow = self._open_file(shard, "identity")
             rows = (self._read_batch(narrow, shard, i).num_rows for i in range(narrow.num_record_batches))
-            starts = list(itertools.accumulate(rows, initial=0))[:-1]
+            *starts, end = itertools.accumulate(rows, initial=0)
+            self._require_rows(shard, end)
             self._readers[shard] = self._open_file(shard), starts
         return self._readers[shard]
 
@@ -176,17 +182,23 @@ class ShardSplit:
             else:
                 source = location.filesystem.open_input_file(location.file(file))
             reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=columns))
-        except (OSError, pa.ArrowInvalid) as error:
+            names = reader.schema.names
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise self._broken(shard, error) from error
         if not reader.schema.equals(wanted):
-            raise self._broken(shard, f"columns {reader.schema.names} where {wanted.names} should be")
+            raise self._broken(shard, f"columns {names} where {wanted.names} should be")
         return reader
 
     def _read_batch(self, reader: Any, shard: int, index: int) -> Any:
         try:
-            return reader.get_batch(index)
-        except (OSError, pa.ArrowInvalid) as error:
+            batch = reader.get_batch(index)
+            # Offsets that a disk or anyone else has changed would have Arrow read outside of the file.
+            batch.validate(full=True)
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise self._broken(shard, error) from error
+        if empty := [name for name in batch.schema.names if batch.column(name).null_count]:
+            raise self._broken(shard, f"rows without {' and '.join(empty)}")
+        return batch
 
     def _broken(self, shard: int, found: object) -> DmxError:
         return DmxError(

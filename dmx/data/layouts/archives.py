@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from dmx.data.layouts.base import BytesRef, ImageRef, Options, SliceRef, Unreadable, is_image_name
+from dmx.data.layouts.base import (
+    MAX_ENCODED_BYTES,
+    BytesRef,
+    ImageRef,
+    Options,
+    SliceRef,
+    Unreadable,
+    is_image_name,
+)
 
 # A zip's local file header: its length, and where it gives the lengths of the name and the extra field.
 ZIP_HEADER_BYTES = 30
@@ -26,6 +34,7 @@ class ZipRef:
     offset: int
     length: int
     deflated: bool
+    size: int
     crc: int
 
     def read(self) -> bytes:
@@ -43,7 +52,8 @@ class ZipRef:
             content = file.read(self.length)
         if self.deflated:
             try:
-                content = zlib.decompress(content, -zlib.MAX_WBITS)
+                # A member that is larger than it says ends here, and its checksum is wrong.
+                content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, max(1, self.size))
             except zlib.error as error:
                 raise OSError(f"broken member of the archive: {error}") from error
         if zlib.crc32(content) != self.crc:
@@ -57,8 +67,14 @@ def zip_image_ref(archive: Path, info: zipfile.ZipInfo) -> ZipRef | Unreadable:
         return Unreadable(info.filename, "encrypted member of the archive")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return Unreadable(info.filename, f"compression method {info.compress_type} of the archive")
+    if max(info.file_size, info.compress_size) > MAX_ENCODED_BYTES:
+        return Unreadable(info.filename, _too_large(info.file_size))
     deflated = info.compress_type == zipfile.ZIP_DEFLATED
-    return ZipRef(str(archive), info.header_offset, info.compress_size, deflated, info.CRC)
+    return ZipRef(str(archive), info.header_offset, info.compress_size, deflated, info.file_size, info.CRC)
+
+
+def _too_large(size: int) -> str:
+    return f"member of {size} bytes of the archive, at most {MAX_ENCODED_BYTES} are read"
 
 
 class Member(NamedTuple):
@@ -78,7 +94,9 @@ def tar_members(archive: Path, key: str) -> Iterator[Member | Unreadable]:
     try:
         with tarfile.open(archive, "r:") as plain:
             for member in plain:
-                if member.isfile():
+                if member.isfile() and member.size > MAX_ENCODED_BYTES:
+                    yield Unreadable(f"{key}/{member.name}", _too_large(member.size))
+                elif member.isfile():
                     slice_ref = SliceRef(str(archive), member.offset_data, member.size)
                     yield Member(f"{key}/{member.name}", slice_ref)
         return
@@ -89,6 +107,9 @@ def tar_members(archive: Path, key: str) -> Iterator[Member | Unreadable]:
     try:
         with tarfile.open(archive, "r|*") as stream:
             for member in stream:
+                if member.size > MAX_ENCODED_BYTES:
+                    yield Unreadable(f"{key}/{member.name}", _too_large(member.size))
+                    continue
                 content = stream.extractfile(member)
                 if content is not None:
                     yield Member(f"{key}/{member.name}", BytesRef(content.read()))

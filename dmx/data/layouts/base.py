@@ -17,6 +17,8 @@ from typing import NamedTuple, Protocol
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # File names looked at to recognise a layout; sets are homogeneous, so a few are enough.
 SAMPLE_NAMES = 200
+# An encoded crop has kilobytes. What an archive would make into more than this is an attack on memory.
+MAX_ENCODED_BYTES = 1 << 28
 
 
 class ImageRef(Protocol):
