@@ -22,6 +22,7 @@ from runs import prepare
 from tiny import HEIGHT, WIDTH
 
 import dmx
+from dmx.checksums import write_sums
 from dmx.cli import main
 from dmx.config import ModelConfig
 from dmx.data.dataset import open_dataset
@@ -249,6 +250,7 @@ def test_the_card_of_a_model_without_a_target_names_no_method_that_it_was_not_tr
     tree = yaml.safe_load((tmp_path / "alone" / "config.yaml").read_text())
     tree["data"]["target"] = None
     (tmp_path / "alone" / "config.yaml").write_text(yaml.safe_dump(tree))
+    write_sums(tmp_path / "alone")
     assert main(["export", str(tmp_path / "alone"), str(tmp_path / "out"), "--formats", "safetensors"]) == 0
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "trained with DMX on labelled images alone." in card
