@@ -21,6 +21,7 @@ setup(
         "dmx.search",
         "dmx.synth",
         "dmx.train",
+        "dmx.video",
     ],
     package_dir={"dmx.kernels": "kernels", "dmx.cluster": "cluster"},
     package_data={"dmx": ["py.typed"], "dmx.recipes": ["*.yaml"], "dmx.search": ["page.css"]},
