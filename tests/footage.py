@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torchvision.ops import box_convert, box_iou
 
 from dmx.synth.effects import develop
 from dmx.synth.render import Renderer
@@ -22,8 +23,10 @@ from dmx.synth.types import stream
 WIDTH, HEIGHT, RATE = 320, 240, 10
 PEOPLE, PICTURES = 3, 2
 RENDERED_PX = 128
-# The detector sees frames at this size.
-SEEN_PX = 96
+# The detector sees frames at this size, and is taught so many at a time.
+SEEN_PX, BATCH = 96, 8
+# What it should score people at, and nothing else.
+SURE = 0.55
 
 
 @dataclass(frozen=True)
@@ -136,36 +139,55 @@ def write_video(
     return path
 
 
-def train_detector(
-    folder: Path,
-    films: Sequence[Footage],
-    steps: int = 400,
-    rate: float = 2e-3,
-    seed: int = 0,
-    batch: int = 8,
-) -> Path:
-    """A small RT-DETR that learns these frames by heart, saved as transformers does it."""
+def train_detector(folder: Path, films: Sequence[Footage]) -> Path:
+    """A small RT-DETR that learns these frames by heart, saved as transformers does it.
+
+    It is taught all frames, then again and again those in which it does not find everybody.
+    """
     from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrImageProcessor, RTDetrResNetConfig
 
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     processor = RTDetrImageProcessor(size={"height": SEEN_PX, "width": SEEN_PX})
     frames = [torch.from_numpy(frame).permute(2, 0, 1) for film in films for frame in film.frames]
     pixels = processor(images=frames, return_tensors="pt")["pixel_values"]
     targets = [_target(boxes) for film in films for boxes in film.boxes]
-    model = RTDetrForObjectDetection(_small(RTDetrConfig, RTDetrResNetConfig)).train()
-    optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
-    for _ in range(steps):
-        rows = torch.randint(len(pixels), (batch,)).tolist()
-        loss = model(pixel_values=pixels[rows], labels=[targets[row] for row in rows]).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    model = RTDetrForObjectDetection(_small(RTDetrConfig, RTDetrResNetConfig))
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=1e-4)
+
+    def teach(rows: list[int], steps: int, rate: float) -> None:
+        model.train()
+        for step in range(steps):
+            some = [rows[i] for i in torch.randint(len(rows), (BATCH,)).tolist()]
+            loss = model(pixel_values=pixels[some], labels=[targets[row] for row in some]).loss
+            optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+        model.eval()
+
+    everything = list(range(len(pixels)))
+    teach(everything, 250, 3e-3)
+    for _ in range(10):
+        with torch.inference_mode():
+            found = model(pixel_values=pixels)
+        hard = [
+            row for row in everything if not _right(found.logits[row], found.pred_boxes[row], targets[row])
+        ]
+        if not hard:
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+            return folder
+        teach([*everything, *hard * (len(everything) // len(hard))], 50, 2e-3)
+    raise AssertionError(f"the detector did not learn {len(hard)} of {len(everything)} frames")
+
+
+def _right(logits: torch.Tensor, boxes: torch.Tensor, target: dict[str, torch.Tensor]) -> bool:
+    """Whether everybody in a frame is found, well above the threshold, and nobody else."""
+    sure = logits[:, 0].sigmoid() > SURE
+    found, true = (box_convert(some, "cxcywh", "xyxy") for some in (boxes[sure], target["boxes"]))
+    shared = box_iou(found, true)
+    return bool(len(found) and (shared.amax(0) > 0.55).all() and (shared.amax(1) > 0.55).all())
 
 
 def _target(boxes: NDArray[np.float32]) -> dict[str, torch.Tensor]:
@@ -194,7 +216,7 @@ def _small(detector: Any, backbone: Any) -> Any:
         decoder_ffn_dim=64,
         decoder_attention_heads=4,
         decoder_layers=2,
-        num_queries=6,
+        num_queries=12,
         num_denoising=0,
         id2label={0: "person"},
         label2id={"person": 0},
