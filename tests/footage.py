@@ -23,8 +23,8 @@ from dmx.synth.types import stream
 WIDTH, HEIGHT, RATE = 320, 240, 10
 PEOPLE, PICTURES = 3, 2
 RENDERED_PX = 128
-# The detector sees frames at this size, and is taught so many at a time.
-SEEN_PX, BATCH = 96, 8
+# The detector sees frames at this size, and is taught so many of each film at a time.
+SEEN_PX, BATCH = 96, 4
 # What it should score people at, and nothing else.
 SURE = 0.55
 
@@ -142,44 +142,57 @@ def write_video(
 def train_detector(folder: Path, films: Sequence[Footage]) -> Path:
     """A small RT-DETR that learns these frames by heart, saved as transformers does it.
 
-    It is taught all frames, then again and again those in which it does not find everybody.
+    It is taught until it finds everybody, and nobody else; what does not get there begins anew from other weights.
     """
     from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrImageProcessor, RTDetrResNetConfig
 
-    torch.manual_seed(0)
     processor = RTDetrImageProcessor(size={"height": SEEN_PX, "width": SEEN_PX})
     frames = [torch.from_numpy(frame).permute(2, 0, 1) for film in films for frame in film.frames]
     pixels = processor(images=frames, return_tensors="pt")["pixel_values"]
     targets = [_target(boxes) for film in films for boxes in film.boxes]
-    model = RTDetrForObjectDetection(_small(RTDetrConfig, RTDetrResNetConfig))
-    optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=1e-4)
+    halves = list(torch.arange(len(pixels)).split([len(film.frames) for film in films]))
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = RTDetrForObjectDetection(_small(RTDetrConfig, RTDetrResNetConfig))
+        for steps, rate in ((300, 3e-3), (100, 1.5e-3), (100, 1.5e-3)):
+            _teach(model, pixels, targets, halves, steps, rate)
+            with torch.inference_mode():
+                found = model(pixel_values=pixels)
+            if all(map(_right, found.logits, found.pred_boxes, targets)):
+                model.save_pretrained(folder)
+                processor.save_pretrained(folder)
+                return folder
+    raise AssertionError("no detector learned to find everybody")
 
-    def teach(rows: list[int], steps: int, rate: float) -> None:
-        model.train()
-        for step in range(steps):
-            some = [rows[i] for i in torch.randint(len(rows), (BATCH,)).tolist()]
-            loss = model(pixel_values=pixels[some], labels=[targets[row] for row in some]).loss
-            optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-        model.eval()
 
-    everything = list(range(len(pixels)))
-    teach(everything, 250, 3e-3)
-    for _ in range(10):
-        with torch.inference_mode():
-            found = model(pixel_values=pixels)
-        hard = [
-            row for row in everything if not _right(found.logits[row], found.pred_boxes[row], targets[row])
-        ]
-        if not hard:
-            model.save_pretrained(folder)
-            processor.save_pretrained(folder)
-            return folder
-        teach([*everything, *hard * (len(everything) // len(hard))], 50, 2e-3)
-    raise AssertionError(f"the detector did not learn {len(hard)} of {len(everything)} frames")
+def _teach(
+    model: Any,
+    pixels: torch.Tensor,
+    targets: list[dict[str, torch.Tensor]],
+    films: list[torch.Tensor],
+    steps: int,
+    rate: float,
+) -> None:
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=1e-4)
+    for step in range(steps):
+        # As many of each film, so that what BatchNorm sees is always alike.
+        some = torch.cat([film[torch.randperm(len(film))[:BATCH]] for film in films])
+        loss = model(pixel_values=pixels[some], labels=[targets[row] for row in some]).loss
+        optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    # Its statistics are those of all frames, not of the last few.
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model(pixel_values=pixels)
+    for norm in norms:
+        norm.momentum = 0.1
+    model.eval()
 
 
 def _right(logits: torch.Tensor, boxes: torch.Tensor, target: dict[str, torch.Tensor]) -> bool:
