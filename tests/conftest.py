@@ -1,4 +1,4 @@
-"""Opt-in tests, what every test shares, and Triton's interpreter.
+"""Opt-in tests, which tests run side by side, what every test shares, and Triton's interpreter.
 
 Triton decides between interpreter and compiler when a kernel is defined. Without TRITON_INTERPRET in the
 environment this process interprets, so that every kernel is tested in every run; tests that compile or use a
@@ -60,6 +60,14 @@ else:
     INTERPRETED = False
 
 
+# These start hosts, SLURM or Ray, and wait for each other; of the others a file is what one worker runs
+# (`pytest -n 2 --dist loadgroup`).
+HEAVY = {
+    "test_cluster_command", "test_demo", "test_embed_command", "test_hosts", "test_launch",
+    "test_launch_scripts", "test_ray_cluster", "test_readme",
+}  # fmt: skip
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-slow", action="store_true", help="run the tests marked slow, minutes each")
 
@@ -70,6 +78,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     no_gpu = pytest.mark.skip(reason="needs an NVIDIA GPU, found none")
     not_asked = pytest.mark.skip(reason="takes minutes: run with --run-slow")
     for item in items:
+        group = "heavy" if item.path.stem in HEAVY else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(no_gpu)
         if "slow" in item.keywords and not config.getoption("--run-slow"):
