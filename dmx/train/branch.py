@@ -16,6 +16,7 @@ import yaml
 from dmx.config import Config, differences, to_tree, with_absolute_paths
 from dmx.errors import DmxError
 from dmx.train.checkpoint import FOLDER, LATEST, point, read_state
+from dmx.train.clusters import copy_clusters
 from dmx.train.resume import CHANGEABLE, require_changeable, require_epochs_left
 from dmx.train.runlog import EPOCHS, STEPS, write_whole
 
@@ -93,6 +94,8 @@ def begin_branch(run: Path, checkpoint: Path, config: Config) -> None:
     for log in (STEPS, EPOCHS):  # the run drops the lines behind the checkpoint when it opens them
         if (trunk / log).exists():
             shutil.copyfile(trunk / log, run / log)
+    # Another target's rows are other images.
+    copy_clusters(trunk, run, 0 if "data.target" in changed else progress.epoch)
     point(run, LATEST, place.name)
 
 
