@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -24,3 +25,14 @@ def look(page: Path, tmp_path: Path, width: int, *more: str) -> subprocess.Compl
         page.as_uri(),
     ]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+
+
+def asked_by_page(net_log: Path) -> set[str]:
+    """Addresses on a network that a page asked for (--log-net-log); the browser's own have no origin."""
+    events = json.loads(net_log.read_text(encoding="utf-8"))["events"]
+    told = [event.get("params", {}) for event in events]
+    return {
+        params["url"]
+        for params in told
+        if params.get("initiator") == "null" and not params["url"].startswith(("file:", "data:"))
+    }
