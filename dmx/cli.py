@@ -12,7 +12,19 @@ from types import ModuleType
 from dmx import __version__
 from dmx.errors import DmxError
 
-COMMANDS = ("demo", "synth", "ingest", "cluster", "train", "embed", "evaluate", "export", "search", "doctor")
+COMMANDS = (
+    "demo",
+    "synth",
+    "ingest",
+    "cluster",
+    "train",
+    "embed",
+    "evaluate",
+    "export",
+    "search",
+    "report",
+    "doctor",
+)
 
 
 def _command(name: str) -> ModuleType:

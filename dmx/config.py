@@ -151,6 +151,12 @@ class ScheduleConfig:
         500, "steps between checkpoints within an epoch; 0 writes them at the end of epochs only", low=0
     )
     keep_checkpoints: int = _doc(2, "how many of the last checkpoints stay on the disk", low=1)
+    keep_clusters: int | None = _doc(
+        None,
+        "of how many of the last epochs the clusters stay, for `dmx report`: 6 MB an epoch for a million "
+        "images; null keeps all, 0 none",
+        low=0,
+    )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from dmx.config import from_tree
 from dmx.train.checkpoint import latest
+from dmx.train.clusters import cluster_files
 from dmx.train.runlog import STEPS, describe_run, read_lines
 
 
@@ -39,10 +40,16 @@ def losses_of(run: Path) -> list[float]:
     return [line.get("loss", line.get("domain")) for line in read_lines(run / STEPS)]
 
 
+def clusters_of(run: Path) -> dict[str, bytes]:
+    """The files of the clusters that were kept."""
+    return {file.name: file.read_bytes() for file in cluster_files(run).values()}
+
+
 def assert_bit_identical(run: Path, other: Path) -> None:
-    """Parameters, buffers, moments, classifier rows and every logged loss."""
+    """Parameters, buffers, moments, classifier rows, every logged loss and every epoch's clusters."""
     a, b = tensors_of(run), tensors_of(other)
     assert a.keys() == b.keys()
     differing = [name for name in a if not torch.equal(a[name], b[name])]
     assert not differing
     assert losses_of(run) == losses_of(other)
+    assert clusters_of(run) == clusters_of(other)

@@ -1,7 +1,7 @@
 """Train a model on a labelled source and an unlabelled target.
 
 A run lives in one folder: config.yaml, metrics.jsonl (a line a step), epochs.jsonl (a line an epoch),
-tensorboard/, checkpoints/ and, once it is finished, result.json. The same command goes on where an
+tensorboard/, checkpoints/, clusters/ and, once it is finished, result.json. The same command goes on where an
 interrupted run stands; `dmx train --run RUN --resume` does so without repeating the settings, and with
 changes to those that a checkpoint does not depend on (--set). A finished run is trained further with
 `--resume --set schedule.epochs=N`.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from dmx.errors import DmxError
+from dmx.page import replaced
 from dmx.search.index import Index
 from dmx.search.page import write_page
 from dmx.search.pictures import Pictures
@@ -49,7 +49,7 @@ def write_json(out: Path, answers: Sequence[Answer], index: Index) -> None:
         "left_out": [item._asdict() for item in index.left_out],
         "queries": [to_tree(answer) for answer in answers],
     }
-    with _replaced(out) as file:
+    with replaced(out) as file:
         file.write(json.dumps(content, indent=1) + "\n")
 
 
@@ -79,7 +79,7 @@ def write_html(
     pictures: tuple[Pictures | None, Pictures | None] = (None, None)
     if with_pictures:
         pictures = Pictures(queries.split, warn), _gallery_pictures(index, warn)
-    with _replaced(out) as file:
+    with replaced(out) as file:
         write_page(file, f"Ranking of {Path(index.gallery).name}", facts, answers, *pictures)
 
 
@@ -98,15 +98,3 @@ def _gallery_pictures(index: Index, warn: Callable[[str], None]) -> Pictures:
     except (DmxError, OSError) as error:
         warn(f"no pictures of the gallery: {error}")
         return Pictures(None, warn)
-
-
-@contextmanager
-def _replaced(out: Path) -> Iterator[TextIO]:
-    """A file that takes its name when it is whole."""
-    temporary = out.with_name(f".{out.name}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            yield file
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmx.evaluation.embedded import UNKNOWN
+from dmx.page import printable
 from dmx.search.index import Index
 from dmx.search.queries import Queries
 
@@ -129,11 +130,6 @@ def _whose(identity: int | None, camera: int | None) -> str:
         if number is not None
     ]
     return f" ({', '.join(known)})" if known else ""
-
-
-def printable(text: str) -> str:
-    """A file name without what would steer a terminal, or is no text at all."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def told(answers: Sequence[Answer]) -> str:

@@ -19,6 +19,7 @@ from dmx.errors import DmxError
 from dmx.model import Discriminator, build_model, synchronise_batchnorm
 from dmx.train.checkpoint import MODEL, Checkpoint, Progress, write_checkpoint
 from dmx.train.classifier import INITIAL_STD, Classifier, ClassifierSettings
+from dmx.train.clusters import forget_clusters_from
 from dmx.train.data import EpochLabels, TrainingData
 from dmx.train.engines import Engine, EngineSettings, Precision, precision_here
 from dmx.train.extraction import Feed, make_feed
@@ -169,6 +170,8 @@ def build_trainer(config: Config, run: Path, world: World, checkpoint: Checkpoin
     log = None
     if world.leads:
         log = RunLog(run, global_step=progress.global_step, epoch=progress.epoch)
+        # In the middle of an epoch its clusters stay: it goes on with their labels.
+        forget_clusters_from(run, progress.epoch + (progress.step > 0))
     trainer = Trainer(config, run, world, data, players, progress, log)
     if checkpoint is not None:
         _restore(trainer, checkpoint)

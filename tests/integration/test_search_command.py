@@ -8,7 +8,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
+from browser import chromium, look
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -391,23 +391,6 @@ def coloured_set(folder: Path, name: str) -> list[NDArray[np.uint8]]:
         file = folder / (name if number == 2 else f"{number}.png")
         Image.fromarray(np.broadcast_to(colour, (400, 200, 3)).copy()).save(file, "PNG")
     return colours
-
-
-def chromium() -> str:
-    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
-    if not any(found):
-        pytest.skip("needs Chromium to look at the page, found none")
-    return next(path for path in found if path)
-
-
-def look(page: Path, tmp_path: Path, width: int, *more: str) -> subprocess.CompletedProcess[str]:
-    """Run a headless browser on a page, which must not need a network."""
-    command = [
-        chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-        "--hide-scrollbars", f"--user-data-dir={tmp_path}/profile", f"--window-size={width},900", *more,
-        page.as_uri(),
-    ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
 
 
 @pytest.mark.parametrize("width", [390, 1200])
