@@ -1,7 +1,7 @@
 """Every setting of a run as an option of the command line, in the order in which they were given.
 
-`--schedule.epochs 3`, `--set schedule.epochs=3` and shorter names (`--source`) are ways to say the same: of two
-that set one setting the later wins, and all of them win over a recipe.
+`--schedule.epochs 3`, `--set schedule.epochs=3` and shorter names (`--source`) are ways to say the same: of
+two that set one setting the later wins, and all of them win over a recipe.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def settings_text(width: int) -> str:
     lines, section = [
         *_filled(
             "Every setting is an option, shown with its default; a recipe holds the same names as YAML "
-            "(schedule: {epochs: 60}). Of two options that set the same the later wins, and both win over the "
-            "recipe.", "", width,
+            "(schedule: {epochs: 60}). Of two options that set the same the later wins, and both win over "
+            "the recipe.", "", width,
         ),
         "",
         "The run as a whole",

@@ -1,10 +1,10 @@
 """Train a model on a labelled source and an unlabelled target.
 
-A run lives in one folder: config.yaml, metrics.jsonl (a line a step), epochs.jsonl (a line an epoch),
-tensorboard/, checkpoints/ and, once it is finished, result.json. The same command goes on where an
-interrupted run stands; `dmx train --run RUN --resume` does so without repeating the settings, and with
-changes to those that a checkpoint does not depend on. A finished run is trained further with
-`--resume --schedule.epochs N`.
+A run lives in one folder: config.yaml, starts.jsonl (code, versions and data of every start),
+metrics.jsonl (a line a step), epochs.jsonl (a line an epoch), tensorboard/, checkpoints/ and, once it is
+finished, result.json. The same command goes on where an interrupted run stands; `dmx train --run RUN
+--resume` does so without repeating the settings, and with changes to those that a checkpoint does not
+depend on. A finished run is trained further with `--resume --schedule.epochs N`.
 
 Settings come from the defaults, over them --recipe (or, with --resume and --branch, the run's own and then
 --recipe), over them the options. Every setting is an option; `dmx train --settings` tells them all.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="go on with the settings saved in the run folder; settings that still can change may be given",
     )
     parser.add_argument(
+        "--allow-changed-data",
+        action="store_true",
+        help="go on although a data set is not what the run was begun with; recorded in starts.jsonl",
+    )
+    parser.add_argument(
         "--branch", type=Path, metavar="TRUNK", help="another run: begin where it stood, with its settings"
     )
     parser.add_argument(
@@ -108,8 +114,10 @@ def run(args: argparse.Namespace) -> int:
     from dmx.launching import check_launch, launch
     from dmx.train.branch import begin_branch, branch_point, check_branch
     from dmx.train.data import TrainingData, shares_batches
-    from dmx.train.resume import check_changes, goes_further
+    from dmx.train.provenance import check_data, record_start
+    from dmx.train.resume import check_changes, first_step, goes_further
     from dmx.train.runlog import describe_run
+    from dmx.train.trackers import check_trackers
     from dmx.train.worker import RESULT
 
     result = folder / RESULT
@@ -127,11 +135,17 @@ def run(args: argparse.Namespace) -> int:
             check_branch(trunk, config)
         else:
             check_changes(folder, config)
-        TrainingData.open(config, args.workers)
+        check_trackers(config.log)
+        data = TrainingData.open(config, args.workers).describe()
+        if not args.allow_changed_data:
+            check_data(folder if trunk is None else args.branch, data)
         result.unlink(missing_ok=True)
         if trunk is not None:
             begin_branch(folder, trunk, config)
+        changed = _changed(folder, config)
         describe_run(folder, config)
+        if differs := record_start(folder, data, changed, first_step(folder)):
+            print(f"the run goes on under other code or versions: {differs}", file=sys.stderr, flush=True)
         launch(
             TASK,
             {"run": str(folder.absolute())},
@@ -145,6 +159,14 @@ def run(args: argparse.Namespace) -> int:
     print("to test it elsewhere:")
     print(f"dmx evaluate {folder} DATASET")
     return 0
+
+
+def _changed(folder: Path, config: Config) -> dict[str, Any]:
+    """Setting to (old, new) of what a run folder holds and what it is about to hold."""
+    if not (folder / CONFIG).exists():
+        return {}
+    saved = from_tree((str(folder / CONFIG), read_yaml(folder / CONFIG)))
+    return differences(with_absolute_paths(saved), config)
 
 
 def _resolve(args: argparse.Namespace) -> Config:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -65,8 +67,13 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         (run / RESULT).write_text(json.dumps({"steps": 1, "tests": {}}))
 
     monkeypatch.setattr(launching, "launch", finish)
-    opens = classmethod(lambda cls, config, processes=1: data._require_settings(config, processes))
-    monkeypatch.setattr(data.TrainingData, "open", opens)
+
+    def open_nothing(config: Config, processes: int = 1) -> data.TrainingData:
+        data._require_settings(config, processes)
+        nobody: Any = None
+        return data.TrainingData(config, nobody, np.empty(0, np.int64), None, {})
+
+    monkeypatch.setattr(data.TrainingData, "open", open_nothing)
     monkeypatch.chdir(tmp_path)
     return launches
 
@@ -256,11 +263,11 @@ def test_settings_fit_the_terminal(columns: int) -> None:
 
 def test_every_setting_is_an_option() -> None:
     """Words stand for what a recipe would hold: text as it is, lists a word each, mappings in YAML."""
-    given = (
+    given = shlex.split(
         "--data.source 2024 --data.target null --data.tests a b --schedule.milestones 3 4 --optim.lr 1e-4 "
         "--batch.source_share null --model.pretrained --batch.norm_by_domain false --log.trackers [] "
         "--optim.precision bf16"
-    ).split()
+    )
     name, tree = given_settings(_parse(*given, "--model.backbone_args", "{channels: [8, 16]}"))
     config = from_tree((name, tree))
     assert (config.data.source, config.data.target, config.data.tests) == ("2024", None, ("a", "b"))
@@ -291,7 +298,7 @@ def test_the_later_option_wins_and_any_wins_over_the_recipe(
 
 
 def test_short_names_are_options_like_others(capsys: pytest.CaptureFixture[str]) -> None:
-    words = "--source a --test b --set data.source=c --test d --target e".split()
+    words = shlex.split("--source a --test b --set data.source=c --test d --target e")
     assert main(["train", *words, "--data.target", "/f", "--print-config", "differences"]) == 0
     here = Path.cwd()
     assert yaml.safe_load(capsys.readouterr().out) == {
