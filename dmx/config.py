@@ -1,8 +1,8 @@
 """What a training run is made of: typed, documented fields, recipes of differences, overrides.
 
 A `Config` is a tree of frozen dataclasses. A recipe (YAML) holds only the fields that differ from the
-defaults; the command line overrides single fields by their dotted name (`schedule.epochs=3`). The resolved
-configuration is saved with the run and reads back as it was.
+defaults; the command line overrides single fields by their dotted name (`--schedule.epochs 3`, or
+`--set schedule.epochs=3`). The resolved configuration is saved with the run and reads back as it was.
 
 Relative paths, those in a recipe too, start from the folder in which the command runs; the saved ones are
 absolute.
@@ -21,11 +21,12 @@ from typing import Any, Literal
 import yaml
 
 from dmx.errors import DmxError
-from dmx.settings import check_limits, convert, flatten, unflatten
+from dmx.settings import assignment, check_limits, convert, flatten, unflatten
 
 # Here, where nothing heavy is imported, because the command line names them.
 Launcher = Literal["ray", "torchrun", "srun", "inline"]
 LAUNCHERS: tuple[Launcher, ...] = typing.get_args(Launcher)
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 
 class _ConflictError(DmxError):
@@ -205,6 +206,20 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class LogConfig:
+    """Who follows the run, beside its own logs."""
+
+    trackers: tuple[Tracker, ...] = _doc(
+        ("tensorboard",), "who gets the settings, the losses of every step and the results of every epoch"
+    )
+    project: str | None = _doc(
+        None,
+        "project of W&B and experiment of MLflow; null is what WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME says, "
+        "or else dmx",
+    )
+
+
+@dataclass(frozen=True)
 class Config:
     """One training run."""
 
@@ -232,6 +247,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
         if self.compat == "official" and self.batch.source_share is not None:
@@ -411,13 +427,4 @@ def recipe(name: str) -> tuple[str, dict[str, Any]]:
 
 def overrides(items: list[str]) -> tuple[str, dict[str, Any]]:
     """A layer from the command line: `name=value` with dotted names and YAML values."""
-    values: list[tuple[str, Any]] = []
-    for item in items:
-        name, sign, text = item.partition("=")
-        if not sign:
-            raise DmxError(f"--set wants name=value, found {item!r}")
-        try:
-            values.append((name, yaml.safe_load(text)))
-        except yaml.YAMLError as error:
-            raise DmxError(f"--set {name}: {text!r} is no YAML value") from error
-    return "--set", unflatten(values)
+    return "--set", unflatten(assignment(item) for item in items)

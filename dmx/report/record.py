@@ -15,7 +15,8 @@ from dmx.config import Config, from_tree, read_yaml
 from dmx.errors import DmxError
 from dmx.train.branch import ORIGIN
 from dmx.train.clusters import cluster_files
-from dmx.train.runlog import CONFIG, EPOCHS, STEPS, VERSIONS
+from dmx.train.provenance import STARTS, code_told
+from dmx.train.runlog import CONFIG, EPOCHS, STEPS
 from dmx.train.worker import RESULT
 
 _PLACES = ("epoch", "step", "global_step")
@@ -71,7 +72,7 @@ class RunRecord:
             count,
             list(_lines(folder / EPOCHS)),
             cluster_files(folder),
-            _tree(folder / VERSIONS) or {},
+            _versions(folder / STARTS),
             _tree(folder / RESULT),
             _tree(folder / ORIGIN),
         )
@@ -114,6 +115,15 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
             except json.JSONDecodeError:
                 continue
+
+
+def _versions(file: Path) -> dict[str, str]:
+    """Of packages, machine and code when the run was last started."""
+    starts = list(_lines(file))
+    if not starts:
+        return {}
+    code = {f"code of {name}": code_told(state) for name, state in starts[-1]["code"].items()}
+    return starts[-1]["versions"] | code
 
 
 def _tree(file: Path) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from dmx.config import Config, differences, to_tree
 from dmx.page import text
 from dmx.report.curves import missing
 from dmx.report.record import RunRecord
+from dmx.train.provenance import machine_versions
 from dmx.train.runlog import versions
 
 
@@ -37,8 +38,8 @@ def settings(run: RunRecord) -> str:
 
 def _versions(run: RunRecord) -> str:
     if not run.versions:
-        return missing("No versions: the run folder has no versions.json.")
-    now = versions()
+        return missing("No versions: the run folder has no starts.jsonl.")
+    now = versions() | machine_versions()
     rows = "".join(
         f"<tr><td>{text(name)}<td>{text(str(version))}"
         f"<td>{'' if now.get(name) == version else text(str(now.get(name, 'not looked at')))}\n"

@@ -24,6 +24,7 @@ CHANGEABLE = (
     "optim.",
     "classifier.",
     "loss.",
+    "log.",
 )
 
 
@@ -91,6 +92,12 @@ def _check_schedule(checkpoint: Path, progress: Progress, config: Config, change
             f"schedule.steps_per_epoch: wanted at least the {progress.step} steps that {checkpoint} has done "
             f"of its epoch, found {schedule.steps_per_epoch}"
         )
+
+
+def first_step(run: Path) -> int:
+    """The step, from 0, at which training goes on from the run's latest checkpoint."""
+    checkpoint = latest(run)
+    return 0 if checkpoint is None else read_state(checkpoint)[0].global_step
 
 
 def goes_further(run: Path, config: Config) -> bool:

@@ -25,6 +25,7 @@ from dmx.train.engines import Engine, EngineSettings, Precision, precision_here
 from dmx.train.extraction import Feed, make_feed
 from dmx.train.runlog import RunLog, versions
 from dmx.train.step import Players
+from dmx.train.trackers import make_trackers
 from dmx.waiting import waiting
 
 DOMAINS = 2
@@ -51,7 +52,7 @@ class Trainer:
     def __exit__(self, *error: object) -> None:
         """Close the logs and take the engines off the modules."""
         if self.log is not None:
-            self.log.close()
+            self.log.close(failed=error[0] is not None)
         self.players.generator.close()
         self.players.discriminator.close()
 
@@ -169,7 +170,8 @@ def build_trainer(config: Config, run: Path, world: World, checkpoint: Checkpoin
         players = Players(Engine(model, settings, world), Engine(discriminator, settings, world), classifier)
     log = None
     if world.leads:
-        log = RunLog(run, global_step=progress.global_step, epoch=progress.epoch)
+        trackers = make_trackers(config, run, progress.global_step)
+        log = RunLog(run, global_step=progress.global_step, epoch=progress.epoch, trackers=trackers)
         # In the middle of an epoch its clusters stay: it goes on with their labels.
         forget_clusters_from(run, progress.epoch + (progress.step > 0))
     trainer = Trainer(config, run, world, data, players, progress, log)
