@@ -54,6 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", help="unlabelled data set (data.target); none trains on the source alone")
     parser.add_argument("--test", action="append", help="data set to report on (data.tests); repeatable")
     parser.add_argument(
+        "--init",
+        metavar="FILE",
+        help="weights to start from (model.weights): of DMX, torchreid, FastReID, OpenUnReID, timm, ...",
+    )
+    parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="any setting, e.g. schedule.epochs=3"
     )
     parser.add_argument(
@@ -121,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
     from dmx.launching import check_launch, launch
     from dmx.train.branch import begin_branch, branch_point, check_branch
     from dmx.train.data import TrainingData, shares_batches
-    from dmx.train.resume import check_changes, goes_further
+    from dmx.train.resume import check_changes, goes_further, starting_point
     from dmx.train.runlog import CONFIG, describe_run
     from dmx.train.worker import RESULT
 
@@ -140,6 +145,8 @@ def run(args: argparse.Namespace) -> int:
             check_branch(trunk, config)
         else:
             check_changes(folder, config)
+            if told := starting_point(folder, config):
+                print(told, flush=True)
         TrainingData.open(config, args.workers)
         result.unlink(missing_ok=True)
         if trunk is not None:
@@ -172,7 +179,7 @@ def _resolve(args: argparse.Namespace, folder: Path) -> Config:
     saved = folder / CONFIG
     given = [
         *([recipe(args.recipe)] if args.recipe else []),
-        ("arguments", {"data": _data_arguments(args)}),
+        ("arguments", {"data": _data_arguments(args), "model": {"weights": args.init} if args.init else {}}),
         overrides(args.set),
     ]
     if args.resume:
