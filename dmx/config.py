@@ -64,7 +64,7 @@ class ModelConfig:
     backbone: str = _doc("resnet50", "timm model, or a ResNet with IBN-a such as resnet50_ibn_a")
     backbone_args: dict[str, Any] = _doc({}, "further arguments of timm.create_model")
     pretrained: bool = _doc(False, "start from timm's ImageNet weights (downloads them)")
-    weights: str | None = _doc(None, "start from a local file: safetensors, or a torch state dict")
+    weights: str | None = _doc(None, "start from a local file (--init): safetensors, or a torch state dict")
     last_stride: int = _doc(1, "stride of the last stage of a ResNet", low=1, high=2)
     discriminator_widths: tuple[int, ...] = _doc(
         (1024, 512, 256), "hidden widths of the discriminator", low=1

@@ -18,7 +18,7 @@ from dmx.settings import assignment, from_words, limits, unflatten, wanted
 
 GIVEN = "given"
 WIDEST = 110
-SHORT = {"--source": "data.source", "--target": "data.target"}
+SHORT = {"--source": "data.source", "--target": "data.target", "--init": "model.weights"}
 
 
 class Give(argparse.Action):

@@ -57,6 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--test", "data set to report on (data.tests); repeatable"),
     ):
         parser.add_argument(option, dest=GIVEN, action=Give, metavar="DATASET", help=text)
+    parser.add_argument(
+        "--init",
+        dest=GIVEN,
+        action=Give,
+        metavar="FILE",
+        help="weights to start from (model.weights): of DMX, torchreid, FastReID, OpenUnReID, timm, ...",
+    )
     add_setting_options(parser)
     parser.add_argument(
         "--print-config",
@@ -116,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     from dmx.train.data import TrainingData, shares_batches
     from dmx.train.provenance import check_data, record_start
     from dmx.train.recovery import DESCRIPTION, recover
-    from dmx.train.resume import check_changes, first_step, goes_further
+    from dmx.train.resume import check_changes, first_step, goes_further, starting_point
     from dmx.train.runlog import describe_run
     from dmx.train.trackers import check_trackers
     from dmx.train.worker import RESULT
@@ -137,6 +144,8 @@ def run(args: argparse.Namespace) -> int:
             check_branch(trunk, config)
         else:
             check_changes(folder, config)
+            if told := starting_point(folder, config):
+                print(told, flush=True)
         check_trackers(config.log)
         data = TrainingData.open(config, args.workers).describe()
         if not args.allow_changed_data:

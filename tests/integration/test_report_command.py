@@ -30,6 +30,7 @@ from dmx.model import build_model
 from dmx.report.faces import blurred_rows, without_face
 from dmx.report.report import SECTIONS
 from dmx.train.checkpoint import FOLDER, Progress, write_checkpoint
+from dmx.train.provenance import STARTS, record_start
 from dmx.train.runlog import CONFIG, EPOCHS, read_lines
 from dmx.train.worker import RESULT, train_worker
 
@@ -44,6 +45,7 @@ def run_folder(tiny_settings: dict[str, Any], tmp_path_factory: pytest.TempPathF
     """The tiny run, finished."""
     torch.set_num_threads(1)
     run = prepare(tmp_path_factory.mktemp("report") / "run", tiny_settings)
+    record_start(run, {}, {}, 0)
     train_worker(run)
     return run
 
@@ -237,7 +239,7 @@ def test_an_unfinished_run_tells_what_it_has(run_folder: Path, tmp_path: Path) -
     """After its first epoch, and its data moved: no clusters, no model, no data, and no error."""
     run = tmp_path / "run"
     shutil.copytree(run_folder, run)
-    for name in (RESULT, "versions.json"):
+    for name in (RESULT, STARTS):
         (run / name).unlink()
     for name in (FOLDER, "clusters"):
         shutil.rmtree(run / name)
