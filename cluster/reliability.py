@@ -131,6 +131,6 @@ def labels_of(evidence: Evidence) -> NDArray[np.int64]:
     """(N,) int64 pseudo-identities 0..C-1 in the order of the base labels, -1 for what is dropped."""
     labels = np.full(len(evidence.fates), -1, np.int64)
     kept = evidence.fates == Fate.KEPT
-    cluster = outliers_as_singletons(evidence.clusters.astype(np.int64))
-    labels[kept] = np.unique(cluster[kept], return_inverse=True)[1]
+    cluster = outliers_as_singletons(evidence.clusters.astype(np.int64))[kept]
+    labels[kept] = (np.cumsum(np.bincount(cluster) > 0) - 1)[cluster]
     return labels

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from dmx.cluster.reliability import Fate
 from dmx.cluster.sharded import Group, ShardedPseudoLabels, sharded_pseudo_labels
 from dmx.cluster.validation import as_features
 from dmx.config import ClusterConfig
@@ -247,6 +248,7 @@ def _write(
         "width": features.width,
         "clusters": found.num_identities,
         "kept": kept,
+        "dropped": _dropped(found),
         "independence_threshold": found.independence_threshold,
         "settings": dataclasses.asdict(job.settings),
         "workers": place.size,
@@ -254,6 +256,13 @@ def _write(
     }
     write_whole(out / RESULT, json.dumps(result, indent=1) + "\n")
     shutil.rmtree(out / NEIGHBOURS, ignore_errors=True)
+
+
+def _dropped(found: ShardedPseudoLabels) -> dict[str, int]:
+    """How many rows were dropped for which reason, as the first worker knows."""
+    assert found.evidence is not None
+    counts = np.bincount(found.evidence.fates, minlength=len(Fate))
+    return {fate.name.lower(): int(counts[fate]) for fate in Fate if fate != Fate.KEPT}
 
 
 def _write_labels(path: Path, features: Features, found: ShardedPseudoLabels) -> None:

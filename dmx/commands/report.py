@@ -8,7 +8,7 @@ far, and what is missing is said with its reason. Rankings and distances embed t
 --faces blur makes the upper part of every crop, where the head is, a few colours before anything is encoded,
 and leaves file names out: no face is in the page, but clothes, build and place are, by which people who know
 someone may recognise them. --no-images writes a page without pictures and file names. Numbers of identities,
-cameras and images stay in either.
+cameras and images, and the paths of data sets, stay in either.
 
   dmx report runs/first
   dmx report runs/first --faces blur --out first.html

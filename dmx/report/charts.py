@@ -83,8 +83,13 @@ def nice_step(least: float) -> float:
 
 
 def short(value: float) -> str:
-    """A number in at most four digits, thousands with commas."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    """A number in few characters: thousands with commas, less than a thousandth as 2.5e-4."""
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    if 0 < abs(value) < 1e-3:
+        digits, _, power = f"{value:.2e}".partition("e")
+        return f"{float(digits):g}e{int(power)}"
+    return f"{value:.3g}"
 
 
 def fitted(values: Sequence[NDArray[np.float64]], label: str, *, is_share: bool = False, zero: bool) -> Axis:

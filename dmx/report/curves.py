@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from dmx.page import text
-from dmx.report.charts import Axis, Mark, Series, fitted, line_chart, short, stacked_chart
+from dmx.report.charts import POINTS, Axis, Mark, Series, fitted, line_chart, short, stacked_chart
 from dmx.report.record import RunRecord
 
 LOSSES = {
@@ -84,7 +84,9 @@ def _losses(run: RunRecord) -> Iterator[str]:
     for name, title in LOSSES.items():
         if name in run.steps:
             line = Series(name, *run.steps[name])
-            yield _by_step(run, title, line, "mean of steps", _stage_marks(run))
+            steps = -(-len(line.x) // POINTS)
+            label = f"a point is the mean of {steps} steps" if steps > 1 else ""
+            yield _by_step(run, title, line, label, _stage_marks(run))
 
 
 def _by_step(run: RunRecord, title: str, line: Series, label: str, marks: Sequence[Mark]) -> str:

@@ -42,6 +42,7 @@ def test_demo_from_nothing(tmp_path: Path) -> None:
     assert len(log) == steps.pop()
     text = (tmp_path / "result.md").read_text()
     assert text in done.stdout
+    assert done.stdout.endswith(f"to look at it: dmx report {tmp_path}/domainmix\n")
     assert text.count("\n|") >= 6
 
     again = demo(tmp_path)

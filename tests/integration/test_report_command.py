@@ -235,6 +235,27 @@ def test_a_page_without_images_has_none_and_names_none(run_folder: Path, tmp_pat
     assert out.stat().st_size < 150e3
 
 
+def test_a_broken_image_is_named_to_who_made_the_page_alone(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its name may be somebody's, which a page without images keeps to itself."""
+    unseen = open_dataset(_data(run_folder).tests[0])
+    with DatasetWriter(tmp_path / "unseen", layout="folders", rows_per_shard=4096) as writer:
+        for name in ("query", "gallery"):
+            split = unseen.split(name)
+            for row in range(len(split)):
+                encoded = b"no image" if (name, row) == ("gallery", 5) else split.image_bytes(row)
+                labels = int(split.identities[row]), int(split.cameras[row])
+                writer.add(name, encoded, *labels, f"{name}/jane_doe_{row}.jpg")
+    out, told = tmp_path / "report.html", []
+    for options in (("--no-images",), ("--faces", "blur"), ()):
+        assert report(run_folder, "--test", tmp_path / "unseen", "--out", out, *options) == 0
+        assert "jane_doe_5.jpg" in capsys.readouterr().err
+        assert "No rankings on unseen" in out.read_text(encoding="utf-8")
+        told.append("jane_doe" in out.read_text(encoding="utf-8"))
+    assert told == [False, False, True]
+
+
 def test_an_unfinished_run_tells_what_it_has(run_folder: Path, tmp_path: Path) -> None:
     """After its first epoch, and its data moved: no clusters, no model, no data, and no error."""
     run = tmp_path / "run"

@@ -19,7 +19,18 @@ from dmx.evaluation.distances import distance_blocks
 from dmx.evaluation.histogram import BINS, LARGEST, DistanceHistogram
 from dmx.model import build_model
 from dmx.report.activation import activation_maps, drawn_over
-from dmx.report.charts import Axis, Mark, Series, apart, area_chart, fitted, line_chart, nice_step, thinned
+from dmx.report.charts import (
+    Axis,
+    Mark,
+    Series,
+    apart,
+    area_chart,
+    fitted,
+    line_chart,
+    nice_step,
+    short,
+    thinned,
+)
 from dmx.report.clusters import chosen_epochs, sheet_of
 from dmx.report.curves import curves, timings
 from dmx.report.faces import blurred_rows, without_face
@@ -162,12 +173,17 @@ def test_axes_have_round_ends_around_all_values() -> None:
     assert len(Axis(0, 1, "share", is_share=True).ticks()) == 5
 
 
+def test_numbers_are_short() -> None:
+    found = [short(x) for x in (0, 12345.6, 0.00025, 7.5e-4, 3.5e-06, 0.4567, -2e-5)]
+    assert found == ["0", "12,346", "2.5e-4", "7.5e-4", "3.5e-6", "0.457", "-2e-5"]
+
+
 def test_long_curves_are_thinned_to_means() -> None:
     long = Series("loss", np.arange(10_001.0), np.tile([0.0, 2.0], 5001)[:10_001])
-    short = thinned(long)
-    assert len(short.x) == 240
-    np.testing.assert_allclose(short.y, 1, atol=0.05)
-    assert thinned(short) is short
+    thin = thinned(long)
+    assert len(thin.x) == 240
+    np.testing.assert_allclose(thin.y, 1, atol=0.05)
+    assert thinned(thin) is thin
 
 
 def test_names_beside_lines_do_not_overlap() -> None:
