@@ -12,6 +12,8 @@ from types import ModuleType
 
 from dmx import __version__
 from dmx.errors import DmxError
+from dmx.kernels.progress import listening
+from dmx.progress import progress_bar
 
 COMMANDS = (
     "demo",
@@ -71,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = f"dmx {args.command}"
         if unknown:
             raise _unknown(unknown, args.options)
-        return int(args.run(args))
+        with listening(progress_bar):
+            return int(args.run(args))
     except BrokenPipeError:
         # Whoever read the output has seen enough (`| head`); Python would complain once more at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 
 from dmx.progress import say
 from dmx.train.trackers import Point, Tracker
@@ -36,11 +37,14 @@ class Follower:
         except queue.Full:
             self._warn(f"has not answered for {MOST_WAITING} steps: later ones are left out")
 
-    def close(self, failed: bool) -> None:
-        """Tell the tracker the rest, and that the run ends; waits for at most CLOSE_S seconds."""
+    def end(self, failed: bool) -> None:
+        """Begin to tell the tracker the rest, and that the run ends."""
         self._failed = failed
         self._ending.set()
-        self._thread.join(CLOSE_S)
+
+    def join(self, deadline: float) -> None:
+        """Wait until the tracker is told, but not beyond a time of `time.monotonic`."""
+        self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
             self._warn(f"does not come to an end within {CLOSE_S:.0f} s: it may lack the last steps")
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -30,7 +29,7 @@ from dmx.distributed import meet, share, use_cores
 from dmx.evaluation import Embedded
 from dmx.evaluation import evaluate as evaluate_retrieval
 from dmx.neighbours import as_clustered, find_neighbours, label_settings
-from dmx.progress import progress_bar
+from dmx.progress import progress_bar, say
 from dmx.train.clusters import EpochClusters, write_clusters
 from dmx.train.data import EpochLabels
 from dmx.train.extraction import extract, extract_shards, shards_of
@@ -267,4 +266,4 @@ def _line(name: str, metrics: dict[str, float]) -> str:
 
 def _say(trainer: Trainer, message: str) -> None:
     if trainer.world.leads:
-        print(message, file=sys.stderr, flush=True)
+        say(message)

@@ -19,7 +19,7 @@ import yaml
 
 from dmx.config import Config, to_tree
 from dmx.errors import DmxError
-from dmx.train.following import Follower
+from dmx.train.following import CLOSE_S, Follower
 from dmx.train.trackers import Point, Tracker
 
 STEPS = "metrics.jsonl"
@@ -93,8 +93,11 @@ class RunLog:
         """Flush and close all logs; `failed` if the run did not end as it should."""
         self._steps.close()
         self._epochs.close()
+        deadline = time.monotonic() + CLOSE_S
         for follower in self._followers:
-            follower.close(failed)
+            follower.end(failed)
+        for follower in self._followers:
+            follower.join(deadline)
 
 
 def _numbers(group: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

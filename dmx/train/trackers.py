@@ -163,7 +163,7 @@ class WandB:
         # Steps that are trained again after an interruption take their own place: W&B's own count only grows.
         self._run.define_metric("global_step")
         self._run.define_metric("*", step_metric="global_step")
-        if self._run.url:
+        if not self._run.offline:
             say(f"wandb: {self._run.url}")
 
     def send(self, points: Sequence[Point]) -> None:
@@ -177,7 +177,12 @@ class WandB:
 def _asks_for_login(wandb: Any) -> bool:
     """Whether W&B would ask whoever sits at the terminal, if anybody does, for a key."""
     is_online = os.environ.get("WANDB_MODE", "online") in ("online", "run")
-    return is_online and not wandb.api.api_key
+    if not is_online:
+        return False
+    try:
+        return not wandb.login(prompt=False)
+    except TypeError:  # before `prompt` came, there was no word for it
+        return not wandb.api.api_key
 
 
 class MLflow:
@@ -189,6 +194,7 @@ class MLflow:
         self._folder, self._config = run, config
 
     def open(self) -> None:
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # it tells of every table that it makes
         from mlflow import MlflowClient
 
         local = f"sqlite:///{self._folder.absolute().parent / MLFLOW_FILE}"
