@@ -28,7 +28,6 @@ from safetensors.torch import save_file
 from dmx.cluster.reliability import Fate
 from dmx.cluster.sharded import Group, ShardedPseudoLabels, sharded_pseudo_labels
 from dmx.cluster.validation import as_features
-from dmx.config import ClusterConfig
 from dmx.distributed import World, meet, use_cores, world
 from dmx.errors import DmxError
 from dmx.features import Features
@@ -36,6 +35,7 @@ from dmx.kernels.knn import Neighbours
 from dmx.kernels.progress import listening
 from dmx.neighbours import Cameras, as_clustered, find_neighbours, label_settings
 from dmx.progress import progress_bar, say, silence
+from dmx.sections import ClusterConfig
 from dmx.train.runlog import write_whole
 
 TASK = "dmx.clustering:cluster_worker"

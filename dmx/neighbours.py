@@ -16,9 +16,9 @@ from dmx.cluster.approximate import ivf_neighbours, recall_message
 from dmx.cluster.sharded import Group
 from dmx.cluster.sharded.neighbours import sharded_knn
 from dmx.cluster.validation import as_features
-from dmx.config import ClusterConfig
 from dmx.kernels.knn import Neighbours
 from dmx.progress import say
+from dmx.sections import ClusterConfig
 
 Cameras = NDArray[np.integer] | None
 

@@ -207,7 +207,9 @@ class ShardSplit:
         places = [found.get_field_index(name) for name in names]
         kinds = {field.name: field.type for field in found}
         known = {field.name: field.type for field in SCHEMA}
-        if places != sorted(places) or any(kinds.get(name) != known.get(name, kinds.get(name)) for name in names):
+        if places != sorted(places) or any(
+            kinds.get(name) != known.get(name, kinds.get(name)) for name in names
+        ):
             raise self._broken(shard, f"columns {found.names} where {names} should be")
         return self._open_columns(shard, places)
 

@@ -12,7 +12,7 @@ from dmx.errors import DmxError
 from dmx.model.ibn import convert_to_ibn_a
 
 if TYPE_CHECKING:
-    from dmx.config import ModelConfig
+    from dmx.sections import ModelConfig
 
 IBN_A = "_ibn_a"
 

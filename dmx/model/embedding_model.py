@@ -11,7 +11,7 @@ from dmx.model.backbone import build_backbone
 from dmx.model.weights import load_weights
 
 if TYPE_CHECKING:
-    from dmx.config import ModelConfig
+    from dmx.sections import ModelConfig
 
 
 class EmbeddingModel(nn.Module):

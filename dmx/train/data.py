@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dmx.config import BatchConfig, Config
+from dmx.config import Config
 from dmx.data.dataset import Dataset, open_dataset
 from dmx.data.fingerprint import describe_dataset
 from dmx.data.loader import TrainLoader
@@ -23,6 +23,7 @@ from dmx.data.transforms import TrainTransform
 from dmx.distributed import World
 from dmx.errors import DmxError
 from dmx.evaluation import require_answers
+from dmx.sections import BatchConfig
 
 
 @dataclass(frozen=True)

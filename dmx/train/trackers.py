@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from dmx.config import Config, LogConfig, leaves, to_tree
+from dmx.config import Config, leaves, to_tree
 from dmx.errors import DmxError
 from dmx.progress import say
+from dmx.sections import LogConfig
 from dmx.settings import flatten
 
 IDS = "trackers.json"

@@ -24,13 +24,13 @@ from tiny import HEIGHT, WIDTH
 import dmx
 from dmx.checksums import write_sums
 from dmx.cli import main
-from dmx.config import ModelConfig
 from dmx.data.dataset import open_dataset
 from dmx.data.transforms import normalise_batch
 from dmx.deployment import onnx as onnx_module
 from dmx.embedding import embed
 from dmx.errors import DmxError
 from dmx.model import build_model
+from dmx.sections import ModelConfig
 from dmx.train.checkpoint import latest, load_model
 from dmx.train.worker import train_worker
 

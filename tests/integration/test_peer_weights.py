@@ -11,11 +11,11 @@ import peers
 import pytest
 import torch
 
-from dmx.config import ModelConfig
 from dmx.errors import DmxError
 from dmx.model import EmbeddingModel, build_model
 from dmx.model.backbone import build_backbone
 from dmx.model.weights import Loaded, load_weights
+from dmx.sections import ModelConfig
 
 TORCHREID = {
     "resnet50_fc512": ("resnet50", 1, {"fc", "classifier"}),

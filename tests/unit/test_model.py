@@ -7,7 +7,6 @@ import timm
 import torch
 from torch import nn
 
-from dmx.config import ModelConfig
 from dmx.errors import DmxError
 from dmx.model import (
     Discriminator,
@@ -19,6 +18,7 @@ from dmx.model import (
     synchronise_batchnorm,
 )
 from dmx.model.ibn import IBN
+from dmx.sections import ModelConfig
 
 NARROW = {"channels": (8, 16, 24, 32)}  # the last of a BasicBlock ResNet is the feature width
 

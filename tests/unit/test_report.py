@@ -13,7 +13,7 @@ import yaml
 from numpy.typing import NDArray
 
 from dmx.cluster.reliability import Evidence, Fate
-from dmx.config import Config, ModelConfig, to_tree
+from dmx.config import Config, to_tree
 from dmx.errors import DmxError
 from dmx.evaluation.distances import distance_blocks
 from dmx.evaluation.histogram import BINS, LARGEST, DistanceHistogram
@@ -35,6 +35,7 @@ from dmx.report.clusters import chosen_epochs, sheet_of
 from dmx.report.curves import curves, timings
 from dmx.report.faces import blurred_rows, without_face
 from dmx.report.record import RunRecord
+from dmx.sections import ModelConfig
 from dmx.train.clusters import EpochClusters
 from dmx.train.runlog import CONFIG, EPOCHS, STEPS
 

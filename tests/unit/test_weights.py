@@ -14,11 +14,11 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dmx.config import ModelConfig
 from dmx.errors import DmxError
 from dmx.model import EmbeddingModel, build_model
 from dmx.model.backbone import build_backbone
 from dmx.model.weights import load_weights
+from dmx.sections import ModelConfig
 
 NARROW = {"channels": (8, 16, 24, 32)}  # the last of a BasicBlock ResNet is the feature width
 
