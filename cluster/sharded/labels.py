@@ -41,7 +41,7 @@ class ShardedPseudoLabels:
     independence_threshold: float | None
     num_identities: int
     centroids: torch.Tensor
-    evidence: Evidence | None
+    evidence: Evidence | None = None
 
 
 def sharded_pseudo_labels(
