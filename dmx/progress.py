@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, Self, TextIO, TypeVar
 
 from tqdm import tqdm
 
 T = TypeVar("T")
 
 WORTH_TELLING_S = 1.0
+COLUMNS, ROWS = 80, 24  # of a terminal that does not say how large it is
 # A job of an hour gets a dozen lines, one of a day one every five minutes.
 FIRST_LINE_S, INTERVAL_GROWTH, LONGEST_INTERVAL_S = 10.0, 1.5, 300.0
 SI_FROM = 1_000_000
+# tqdm's own, but for slow rates, which it turns over into seconds a unit.
+_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+_OPEN_END = "{desc}: {n_fmt}{unit} [{elapsed}, {rate_noinv_fmt}{postfix}]"
 
 
 class Bar(Protocol):
@@ -137,10 +142,30 @@ def progress_bar(total: int | None, label: str, unit: str = "it") -> Bar:
     if sys.stderr.isatty():
         large = total is not None and total >= SI_FROM
         return tqdm(
-            total=total, desc=label, unit=f" {unit}", unit_scale=large, dynamic_ncols=True,
-            delay=WORTH_TELLING_S, file=sys.stderr,
+            total=total, desc=label, unit=f" {unit}", unit_scale=large, file=sys.stderr,
+            delay=WORTH_TELLING_S, bar_format=_OPEN_END if total is None else _BAR, **_size(sys.stderr),
         )  # fmt: skip
     return _Lines(total, label, unit)
+
+
+def columns_of(stream: TextIO) -> int:
+    """How wide the terminal behind a stream is; 0 where nobody knows, as in many containers."""
+    known: int = getattr(stream, "columns", 0)  # of what is brought to a terminal elsewhere
+    if known:
+        return known
+    try:
+        return os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):
+        return 0
+
+
+def _size(stream: TextIO) -> dict[str, int | bool]:
+    """tqdm's settings of a terminal's size: followed where it is known, since it may change."""
+    columns = columns_of(stream)
+    if columns and not hasattr(stream, "columns"):
+        return {"dynamic_ncols": True}
+    # Where rows are 0 tqdm finds no room for a bar.
+    return {"ncols": (columns or COLUMNS) - 1, "nrows": ROWS}
 
 
 def say(message: str) -> None:

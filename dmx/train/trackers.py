@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import re
 import secrets
@@ -148,7 +149,7 @@ class WandB:
 
         settings = wandb.Settings(
             console="off", silent=True, disable_git=True, disable_code=True, x_disable_meta=True,
-            x_disable_machine_info=True, x_save_requirements=False,
+            x_disable_machine_info=True, x_save_requirements=False, host="",
         )  # fmt: skip
         if _asks_for_login(wandb):
             raise RuntimeError("no login: run `wandb login`, or set WANDB_MODE=offline")
@@ -195,9 +196,9 @@ class MLflow:
         self._folder, self._config = run, config
 
     def open(self) -> None:
-        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # it tells of every table that it makes
         from mlflow import MlflowClient
 
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table that it makes
         local = f"sqlite:///{self._folder.absolute().parent / MLFLOW_FILE}"
         self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", local))
         known = _known(self._folder).get(self.name)
