@@ -45,7 +45,7 @@ def installed() -> Path:
     return folder
 
 
-def run(folder: Path, program: str | Path, *arguments: object) -> str:
+def run(folder: Path, program: str | Path, *arguments: object, cwd: Path | None = None) -> str:
     """What a program prints that sees the tools: one of tests/programs, or the path of another."""
     environment = {
         **os.environ,
@@ -57,7 +57,7 @@ def run(folder: Path, program: str | Path, *arguments: object) -> str:
     }
     done = subprocess.run(
         [sys.executable, PROGRAMS / program, *map(str, arguments)],
-        env=environment, capture_output=True, text=True, timeout=RUN_S, check=False,
+        env=environment, cwd=cwd, capture_output=True, text=True, timeout=RUN_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"{program}\n{done.stdout}\n{done.stderr}"
     return done.stdout

@@ -27,7 +27,9 @@ SUMMARY = "export a trained model: safetensors, ONNX and a model card"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="run or checkpoint folder")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", type=Path, help="run or checkpoint folder, or a name on the hub"
+    )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; must not hold an export yet")
     parser.add_argument(
         "--formats", nargs="+", choices=FORMATS, default=FORMATS, help="what to write (default: both)"

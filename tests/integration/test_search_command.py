@@ -18,31 +18,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
-import torch
 from browser import chromium, look
 from numpy.typing import NDArray
 from PIL import Image
+from runs import write_run
 
 from dmx.cli import main
-from dmx.config import from_tree
 from dmx.data.dataset import open_dataset
 from dmx.data.shards import DatasetWriter, Split
 from dmx.embedding import embed
-from dmx.model import build_model
-from dmx.train.checkpoint import Progress, load_model, write_checkpoint
+from dmx.train.checkpoint import load_model
 
 PEOPLE, TOP = 8, 5
 BROKEN = {3: b"no image", 20: b"\xff\xd8\xff cut"}
-
-
-def write_run(folder: Path, settings: dict[str, Any], seed: int) -> Path:
-    """A checkpoint of an untrained model, whose statistics are those of some images."""
-    config = from_tree(("test", {name: settings[name] for name in ("model", "data")}))
-    torch.manual_seed(seed)
-    model = build_model(config.model)
-    model(torch.randn(64, 3, config.data.height, config.data.width))
-    write_checkpoint(folder, Progress(seed=0), config, {"model": model.state_dict()}, keep=1)
-    return folder
 
 
 @pytest.fixture(scope="module")
