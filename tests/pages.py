@@ -15,7 +15,7 @@ printed into those output blocks that say something else.
 
 from __future__ import annotations
 
-import contextlib
+import argparse
 import multiprocessing
 import os
 import re
@@ -40,7 +40,7 @@ PRELOADED = [
     "dmx.train.checkpoint",
     "dmx.evaluation",
 ]
-LIMIT_S = 300
+LIMIT_S = 900  # of one block, on a machine that is busy with other work
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,7 @@ def in_process(folder: Path, kind: str, arguments: list[str]) -> str:
 
     README's commands are run by the shell (test_readme.py); there are too many here to import torch for each.
     """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of several commands would wait for each other
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory() as place:
@@ -214,12 +215,17 @@ def write_outputs(page: Path, printed: dict[int, str]) -> int:
     return len(wrong)
 
 
-def main(pages: list[str]) -> None:
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for page in map(Path, pages):
-            print(f"{page}: {write_outputs(page, run_page(page, folder))} outputs written")
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Run pages and write what they print into them.")
+    parser.add_argument("pages", nargs="+", type=Path)
+    parser.add_argument("--folder", type=Path, help="where, for instance where the tutorial was run before")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as fresh:
+        folder = args.folder or Path(fresh)
+        folder.mkdir(parents=True, exist_ok=True)
+        for page in args.pages:
+            print(f"{page}: {write_outputs(page, run_page(page, folder))} outputs written", flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
