@@ -60,12 +60,13 @@ else:
     INTERPRETED = False
 
 
-# These start hosts, SLURM or Ray, and wait for each other; of the others a file is what one worker runs
-# (`pytest -n 2 --dist loadgroup`).
+# With `pytest -n 2 --dist loadgroup` a file is what one worker runs. These files start hosts, SLURM or Ray,
+# and wait for each other; and those that want other tools, which the first of them installs.
 HEAVY = {
     "test_cluster_command", "test_demo", "test_embed_command", "test_hosts", "test_launch",
     "test_launch_scripts", "test_ray_cluster", "test_readme",
 }  # fmt: skip
+PEERS = {"test_peer_tools", "test_peer_weights"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -78,7 +79,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     no_gpu = pytest.mark.skip(reason="needs an NVIDIA GPU, found none")
     not_asked = pytest.mark.skip(reason="takes minutes: run with --run-slow")
     for item in items:
-        group = "heavy" if item.path.stem in HEAVY else item.path.stem
+        file = item.path.stem
+        group = "heavy" if file in HEAVY else "peers" if file in PEERS else file
         item.add_marker(pytest.mark.xdist_group(group))
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(no_gpu)

@@ -70,8 +70,8 @@ def manifest_from_json(value: Mapping[str, Any], where: str) -> Manifest:
     version = value.get("schema_version")
     if version not in (SCHEMA_VERSION, WITH_MORE_COLUMNS):
         raise DmxError(
-            f"{where}: field schema_version: wanted {SCHEMA_VERSION} or {WITH_MORE_COLUMNS}, found {version!r}; "
-            "ingest the data set again with this version of dmx"
+            f"{where}: field schema_version: wanted {SCHEMA_VERSION} or {WITH_MORE_COLUMNS}, found "
+            f"{version!r}; ingest the data set again with this version of dmx"
         )
     try:
         splits = {

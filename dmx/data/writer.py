@@ -233,7 +233,7 @@ class DatasetWriter:
         key: str,
         more: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        """Append one image; identity and camera are -1 where unknown, `more` has a value for `more_columns`."""
+        """Append one image; identity and camera are -1 where unknown, `more` has `more_columns`."""
         if split not in SPLITS:
             raise DmxError(f"{key}: wanted a split among {', '.join(SPLITS)}, found {split!r}")
         if split not in self._splits:

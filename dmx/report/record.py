@@ -123,7 +123,7 @@ def _versions(file: Path) -> dict[str, str]:
     if not starts:
         return {}
     code = {f"code of {name}": code_told(state) for name, state in starts[-1]["code"].items()}
-    return starts[-1]["versions"] | code
+    return {**starts[-1]["versions"], **code}
 
 
 def _tree(file: Path) -> dict[str, Any] | None:
