@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
-from typing import Protocol, Self, TextIO, TypeVar
+from typing import Any, Protocol, Self, TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -141,10 +141,11 @@ def progress_bar(total: int | None, label: str, unit: str = "it") -> Bar:
         return _Silent()
     if sys.stderr.isatty():
         large = total is not None and total >= SI_FROM
-        return tqdm(
+        bar: Bar = tqdm(
             total=total, desc=label, unit=f" {unit}", unit_scale=large, file=sys.stderr,
             delay=WORTH_TELLING_S, bar_format=_OPEN_END if total is None else _BAR, **_size(sys.stderr),
         )  # fmt: skip
+        return bar
     return _Lines(total, label, unit)
 
 
@@ -159,7 +160,7 @@ def columns_of(stream: TextIO) -> int:
         return 0
 
 
-def _size(stream: TextIO) -> dict[str, int | bool]:
+def _size(stream: TextIO) -> dict[str, Any]:
     """tqdm's settings of a terminal's size: followed where it is known, since it may change."""
     columns = columns_of(stream)
     if columns and not hasattr(stream, "columns"):

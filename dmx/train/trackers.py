@@ -86,8 +86,10 @@ def make_trackers(config: Config, run: Path, global_step: int) -> list[Tracker]:
     for name in dict.fromkeys(config.log.trackers):
         if name == "tensorboard":
             made.append(TensorBoard(run, global_step))
+        elif name == "wandb":
+            made.append(WandB(run, config))
         else:
-            made.append({"wandb": WandB, "mlflow": MLflow}[name](run, config))
+            made.append(MLflow(run, config))
     return made
 
 
