@@ -47,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="RUN",
-        help="run folder of dmx train (its last checkpoint is taken), one checkpoint's folder, an export, or its "
-        "name on the Hugging Face hub",
+        help="run folder of dmx train (its last checkpoint is taken), one checkpoint's folder, an export, or "
+        "its name on the Hugging Face hub",
     )
     parser.add_argument(
         "--best",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ SHOWN = 5
 # Tools keep the score beside the weights as NumPy measured it. Making such numbers runs nothing; whatever
 # else a pickle may name stays forbidden.
 NUMBERS = (np.float64, np.float32, np.int64, np.int32, np.bool_)
-SAFE = [
+SAFE: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     scalar,
     (scalar, "numpy.core.multiarray.scalar"),  # where NumPy had it before 2.0
     np.dtype,
