@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
-        help="run folder of dmx train (its last checkpoint is taken), a checkpoint's folder, an export, or "
+        help="run folder of dmx train (its last checkpoint is taken), one checkpoint's folder, an export, or "
         "its name on the Hugging Face hub",
     )
     parser.add_argument("dataset", metavar="DATASET", help="data set: a local path or a URI such as s3://...")

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="RUN",
-        help="run folder of dmx train (its last checkpoint is taken), a checkpoint's folder, an export, or "
+        help="run folder of dmx train (its last checkpoint is taken), one checkpoint's folder, an export, or "
         "its name on the Hugging Face hub",
     )
     parser.add_argument(
@@ -202,7 +202,7 @@ def _index(args: argparse.Namespace, encoder: Encoder, source: Gallery | StoredI
 
 def _tell_left_out(index: Index) -> None:
     """List images that cannot be decoded, the first of them if there are many."""
-    from dmx.page import printable
+    from dmx.search.ranking import printable
 
     count = len(index.left_out)
     if not count:
