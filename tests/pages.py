@@ -205,14 +205,31 @@ def _lines(text: str) -> list[str]:
 
 
 def write_outputs(page: Path, printed: dict[int, str]) -> int:
-    """Put what was printed into the output blocks that say something else; how many there were."""
-    text = page.read_text(encoding="utf-8")
-    wrong = list(differences(page, printed))
-    for block, said in reversed(wrong):
-        begin, end = block.span
-        text = text[:begin] + said.strip("\n") + "\n" + text[end:]
+    """Put what was printed into the output blocks that say something else; how many there were.
+
+    Figures that may differ are written, too: those that a page shows have been printed.
+    """
+    text, count, last = page.read_text(encoding="utf-8"), 0, ""
+    parts = []
+    for place, block in enumerate(blocks_of(page)):
+        last = printed.get(place, last)
+        if block.is_output and (said := _shortened(block, last)) != block.text:
+            parts.append((block.span, said))
+            count += 1
+    for (begin, end), said in reversed(parts):
+        text = text[:begin] + said + text[end:]
     page.write_text(text, encoding="utf-8")
-    return len(wrong)
+    return count
+
+
+def _shortened(block: Block, printed: str) -> str:
+    """What was printed, with the first `...` of the block where that leaves lines out."""
+    shown, lines = _lines(block.text), _lines(printed)
+    if agrees(block, printed) and "..." in shown:
+        place = shown.index("...")
+        rest = len(shown) - place - 1
+        lines = [*lines[:place], "...", *(lines[-rest:] if rest else [])]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
