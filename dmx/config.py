@@ -152,10 +152,7 @@ class ScheduleConfig:
     )
     keep_checkpoints: int = _doc(2, "how many of the last checkpoints stay on the disk", low=1)
     keep_clusters: int | None = _doc(
-        None,
-        "of how many of the last epochs the clusters stay, for `dmx report`: 6 MB an epoch for a million "
-        "images; null keeps all, 0 none",
-        low=0,
+        None, "of how many last epochs clusters stay, 6 MB a million images; null keeps all, 0 none", low=0
     )
 
 
