@@ -102,7 +102,9 @@ def examples() -> dict[str, str]:
     """The document's code, by the heading above it."""
     text = DOCUMENT.read_text(encoding="utf-8")
     return dict(
-        re.findall(r"^## ([^\n]+)\n(?:(?!^## ).)*?^```python[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        re.findall(
+            r"^## ([^\n]+)\n(?:(?!^## ).)*?^```python[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE
+        )
     )
 
 
