@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+PAGES = (".html", ".htm")
+
 
 def opening(title: str, *, css: str = "", script: str = "") -> str:
     """A page's beginning, up to its heading.

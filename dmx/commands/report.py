@@ -18,13 +18,12 @@ cameras and images, and the paths of data sets, stay in either.
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-from dmx.commands.sources import warn_as
+from dmx.commands.outputs import require_writable
+from dmx.commands.sources import add_best_argument, add_device_arguments, warn_as
 
 SUMMARY = "write one HTML page of a training run: curves, clusters, rankings, distances, timings"
-PAGES = (".html", ".htm")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,26 +64,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-tests", action="store_true", help="leave out what embeds test sets: rankings and distances"
     )
-    parser.add_argument(
-        "--best",
-        action="store_true",
-        help="take the best checkpoint on the first test set instead of the last; only runs with `compat: "
-        "official` record one",
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=64, metavar="N", help="images a forward pass (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--device",
-        default="auto",
-        metavar="NAME",
-        help="cpu, cuda, cuda:1 ... (default: cuda where there is one, else cpu)",
-    )
+    add_best_argument(parser)
+    add_device_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Read the run, write the page, say where it is and how large."""
     from dmx.device import chosen_device
+    from dmx.page import PAGES
     from dmx.report.record import RunRecord
     from dmx.report.report import ReportOptions, write_report
     from dmx.train.checkpoint import BEST, LATEST
@@ -93,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     record = RunRecord.read(args.folder)
     out = args.out or args.folder / "report.html"
-    _require_writable(out)
+    require_writable(out, PAGES)
     options = ReportOptions(
         images=not args.no_images,
         faces=args.faces,
@@ -119,16 +106,3 @@ def _check(args: argparse.Namespace) -> None:
     for option, least in (("queries", 0), ("epochs", 0), ("top", 1), ("batch_size", 1), ("seed", 0)):
         if (value := getattr(args, option)) < least:
             raise DmxError(f"--{option.replace('_', '-')}: wanted at least {least}, found {value}")
-
-
-def _require_writable(out: Path) -> None:
-    from dmx.errors import DmxError
-
-    if out.suffix.lower() not in PAGES:
-        raise DmxError(f"--out: wanted a file that ends with {' or '.join(PAGES)}, found {out}")
-    if out.is_dir():
-        raise DmxError(f"--out: wanted a file to write, found the folder {out}; name a file in it")
-    if not out.parent.is_dir():
-        raise DmxError(f"--out: wanted a file in a folder that is there, found no folder {out.parent}")
-    if not os.access(out.parent, os.W_OK):
-        raise DmxError(f"--out: wanted a folder that can be written to, found {out.parent}, which cannot")

@@ -1,6 +1,6 @@
 """Charts as SVG inside the page: they follow its colours, light or dark, and its width, and stay small.
 
-matplotlib was the other choice: its SVG fixes colours and the size of its text, and has 30 KB a chart. Here
+matplotlib was the other choice: its SVG fixes colours and the size of its text, and draws letters. Here
 the drawing stretches with the page, while lines keep their width and labels, which are HTML, their size.
 Every series has a colour of its own, another dash and its name beside it, so that no colour has to be seen.
 """

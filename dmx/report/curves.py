@@ -164,11 +164,14 @@ def timings(run: RunRecord) -> str:
     total = np.sum([part.y for part in parts], axis=0)
     y = fitted([total], "seconds", zero=True)
     chart = stacked_chart("Time by stage", parts, Axis(x[0] - 0.5, x[-1] + 0.5, "epoch"), y)
-    rows = "".join(
-        f"<tr><td>{text(part.name)}<td>{_duration(part.y.sum())}<td>{part.y.sum() / total.sum():.0%}"
-        f"<td>{short(part.y[part.y > 0].mean())} s"
-        for part in parts
-    )
+    whole = total.sum() or 1.0  # seconds are kept to a thousandth: a tiny run may have none
+    rows = ""
+    for key, name in STAGES.items():
+        if spent := [float(record[key]) for record in run.epochs if key in record]:
+            rows += (
+                f"<tr><td>{text(name)}<td>{_duration(sum(spent))}<td>{sum(spent) / whole:.0%}"
+                f"<td>{short(sum(spent) / len(spent))} s"
+            )
     steps = run.steps.get("step_s")
     per_step = f"<p>{1000 * float(np.median(steps[1])):.0f} ms a step (median)</p>" if steps else ""
     return (

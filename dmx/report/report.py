@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from dmx.report.retrieval import measure
 from dmx.report.settings import settings
 from dmx.report.sheets import cluster_sheets
 from dmx.train.checkpoint import load_model
+from dmx.train.data import names_of_tests
 
 SECTIONS = {
     "curves": "Curves",
@@ -166,7 +167,7 @@ class _Report:
             yield self._lacks("No rankings: there is no model to measure", error)
             return
         model, size = model.to(self._options.device), (config.data.height, config.data.width)
-        for name, path in _named(tests).items():
+        for name, path in names_of_tests(tests).items():
             yield f"<h3>{text(name)}</h3>\n" if len(tests) > 1 else ""
             try:
                 yield from self._test(name, path, model, size)
@@ -198,9 +199,3 @@ class _Report:
             device=self._options.device,
             label=f"embed {name} {split.name}",
         )
-
-
-def _named(tests: Sequence[str]) -> dict[str, str]:
-    """Name to path of test sets, as training names them: by their folder, by all of it where names repeat."""
-    names = [Path(path).name for path in tests]
-    return {name if names.count(name) == 1 else path: path for name, path in zip(names, tests, strict=True)}

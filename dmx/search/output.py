@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dmx.errors import DmxError
-from dmx.page import replaced
+from dmx.page import PAGES, replaced
 from dmx.search.index import Index
 from dmx.search.page import write_page
 from dmx.search.pictures import Pictures
@@ -18,24 +17,7 @@ from dmx.search.queries import Queries
 from dmx.search.ranking import Answer, table, to_tree, told
 
 FORMAT = 1
-PAGES = (".html", ".htm")
 SUFFIXES = (".json", *PAGES)
-
-
-def require_writable(out: Path) -> None:
-    """Check that a ranking can be written to a file, before anything is embedded for it.
-
-    Raises:
-        DmxError: it is neither JSON nor HTML by its name, or cannot be written.
-    """
-    if out.suffix.lower() not in SUFFIXES:
-        raise DmxError(f"--out: wanted a file that ends with {', '.join(SUFFIXES)}, found {out}")
-    if out.is_dir():
-        raise DmxError(f"--out: wanted a file to write, found the folder {out}; name a file in it")
-    if not out.parent.is_dir():
-        raise DmxError(f"--out: wanted a file in a folder that is there, found no folder {out.parent}")
-    if not os.access(out.parent, os.W_OK):
-        raise DmxError(f"--out: wanted a folder that can be written to, found {out.parent}, which cannot")
 
 
 def write_json(out: Path, answers: Sequence[Answer], index: Index) -> None:

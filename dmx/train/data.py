@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +100,7 @@ class TrainingData:
                     f"{config.data.target}: cluster.centre_cameras and cluster.same_camera_share want a "
                     "target with cameras, found none in split train; set them to false and 1"
                 )
-        sets = {name: open_dataset(path) for name, path in _test_names(config.data.tests).items()}
+        sets = {name: open_dataset(path) for name, path in names_of_tests(config.data.tests).items()}
         tests = {name: _sides(dataset) for name, dataset in sets.items()}
         datasets |= {f"test {name}": dataset for name, dataset in sets.items()}
         return cls(config, source, labels, target, tests, datasets)
@@ -258,7 +258,7 @@ def _domain_sizes(batch: BatchConfig) -> tuple[int, ...]:
     return tuple(quota_sizes((batch.source_share, 1 - batch.source_share), (1, 1), batch.identities))
 
 
-def _test_names(paths: tuple[str, ...]) -> dict[str, str]:
+def names_of_tests(paths: Sequence[str]) -> dict[str, str]:
     """The path of each test set by the name of its folder; by the whole path where names repeat."""
     names = [Path(path).name for path in paths]
     return {name if names.count(name) == 1 else path: path for path, name in zip(paths, names, strict=True)}

@@ -429,7 +429,7 @@ def test_a_browser_shows_every_picture(run_folder: Path, tmp_path: Path, width: 
         (["--probes", 4, "--index-type", "flat"], "--probes: wanted an index of lists"),
         (
             ["--out", "ranking.txt"],
-            "--out: wanted a file that ends with .json, .html, .htm, found ranking.txt",
+            "--out: wanted a file that ends with .json, .html or .htm, found ranking.txt",
         ),
         (["--out", "absent/ranking.json"], "--out: .*found no folder absent"),
         (["--index", "s3://bucket/index"], "--index: wanted a local folder"),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from networks import narrow
 from torch import nn
 
 from dmx.errors import DmxError
 from dmx.model import (
     Discriminator,
-    EmbeddingModel,
     SynchronisedBatchNorm,
     build_model,
     domain_balance_loss,
@@ -20,17 +20,10 @@ from dmx.model import (
 from dmx.model.ibn import IBN
 from dmx.sections import ModelConfig
 
-NARROW = {"channels": (8, 16, 24, 32)}  # the last of a BasicBlock ResNet is the feature width
-
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.manual_seed(0)
-
-
-def narrow(**changes: object) -> EmbeddingModel:
-    fields = {"backbone": "resnet18", "backbone_args": NARROW, **changes}
-    return build_model(ModelConfig(**fields))  # type: ignore[arg-type]
 
 
 def test_forward_gives_features_before_and_after_the_neck() -> None:

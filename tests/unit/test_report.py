@@ -284,6 +284,15 @@ def test_a_run_that_is_writing_is_read(tmp_path: Path) -> None:
         assert word in page
 
 
+def test_a_stage_without_measurable_time_has_its_line(tmp_path: Path) -> None:
+    """Seconds are kept to a thousandth, of which a tiny clustering may have none."""
+    epochs = [json.dumps({"epoch": epoch, "train_s": 1.5, "cluster_s": 0.0}) for epoch in range(2)]
+    page = timings(write_run(tmp_path / "run", [], epochs))
+    assert "<tr><td>cluster<td>0.0 s<td>0%<td>0 s" in page
+    assert "<tr><td>train<td>3.0 s<td>100%<td>1.5 s" in page
+    assert "nan" not in timings(write_run(tmp_path / "none", [], [json.dumps({"epoch": 0, "train_s": 0.0})]))
+
+
 def test_a_run_without_a_line_is_read(tmp_path: Path) -> None:
     assert "no step has been logged" in curves(write_run(tmp_path / "run", [], []))
 

@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from networks import narrow
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -20,17 +21,10 @@ from dmx.model.backbone import build_backbone
 from dmx.model.weights import load_weights
 from dmx.sections import ModelConfig
 
-NARROW = {"channels": (8, 16, 24, 32)}  # the last of a BasicBlock ResNet is the feature width
-
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
-
-
-def narrow(**changes: object) -> EmbeddingModel:
-    fields = {"backbone": "resnet18", "backbone_args": NARROW, **changes}
-    return build_model(ModelConfig(**fields))  # type: ignore[arg-type]
 
 
 def used(module: nn.Module) -> nn.Module:
