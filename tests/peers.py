@@ -39,7 +39,11 @@ def installed() -> Path:
         )  # fmt: skip
         if done.returncode:
             pytest.fail(f"{WANTED.name} could not be installed (offline? set {OPT_OUT}=1): {done.stderr}")
-        temporary.rename(folder)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # otherwise another process has made it meanwhile
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder

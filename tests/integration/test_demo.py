@@ -19,7 +19,7 @@ SCALE = "0.03"
 
 def demo(out: Path) -> subprocess.CompletedProcess[str]:
     """`make demo` in this environment, as if its installation were up to date."""
-    words = ["make", "-o", f"{sys.prefix}/.installed", "demo", f"VENV={sys.prefix}"]
+    words = ["make", "--no-print-directory", "-o", f"{sys.prefix}/.installed", "demo", f"VENV={sys.prefix}"]
     words.append(f"DEMO=--out {out} --scale {SCALE}")
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
 
