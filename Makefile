@@ -1,19 +1,20 @@
 # Two commands for a fresh machine: `make demo` and `make test`. Each creates the environment it needs.
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= cpu,synth,export,dev
+EXTRAS ?= cpu,synth,export,docs,dev
 DEMO ?= --out demo
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lint types docs clean
 
 demo: $(STAMP)
 	$(BIN)/dmx demo $(DEMO)
 
+# Two tests side by side: most wait for processes that they start.
 test: lint types
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -24,6 +25,11 @@ types: $(STAMP)
 	rm -rf build
 	$(BIN)/pip install -q --no-deps --no-build-isolation --target build/typecheck .
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p dmx
+
+# The pages of docs/ in build/docs, and no link in them that leads nowhere.
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+	$(BIN)/python docs/links.py build/docs
 
 $(STAMP): pyproject.toml setup.py
 	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 12) else "DMX wants Python 3.11 or 3.12, found " + sys.version.split()[0] + ": set PYTHON=python3.11")'

@@ -18,11 +18,16 @@ setup(
         "dmx.kernels.cpu",
         "dmx.model",
         "dmx.recipes",
+        "dmx.report",
         "dmx.search",
         "dmx.synth",
         "dmx.train",
         "dmx.video",
     ],
     package_dir={"dmx.kernels": "kernels", "dmx.cluster": "cluster"},
-    package_data={"dmx": ["py.typed"], "dmx.recipes": ["*.yaml"], "dmx.search": ["page.css"]},
+    package_data={
+        "dmx": ["py.typed", "page.css"],
+        "dmx.recipes": ["*.yaml"],
+        "dmx.report": ["report.css", "report.js"],
+    },
 )

@@ -2,6 +2,7 @@
 
     python benchmarks/generalisation.py                          # the claim: four ways, three seeds
     python benchmarks/generalisation.py --switches               # every switch of the method beside it
+    python benchmarks/generalisation.py --roles 2 --ways --switches IBN-a      # one of them in another role
     python benchmarks/generalisation.py --setting scattered      # a person is before two of the cameras
     python benchmarks/generalisation.py --setting gpu            # ResNet-50 at 256 x 128, for one GPU
     python benchmarks/generalisation.py --setting trial          # whether it runs; its numbers mean nothing
@@ -294,9 +295,10 @@ def names(choices: Iterable[str]) -> str:
 
 def plan(args: argparse.Namespace, setting: Setting) -> list[Run]:
     """All runs: DomainMix before those that branch off from it, the ways of the claim before switches."""
+    roles = [ROLES[number - 1] for number in args.roles]
     runs = [
         Run(way, way, tuple(WAYS[way]), role, seed)
-        for role in ROLES[: args.roles]
+        for role in roles
         for seed in args.seeds
         for way in args.ways
     ]
@@ -304,7 +306,7 @@ def plan(args: argparse.Namespace, setting: Setting) -> list[Run]:
         for switch in args.switches:
             base, changed = SWITCHES[switch]
             settings = (each.replace("{backbone}", setting.backbone) for each in [*WAYS[base], *changed])
-            runs.append(Run(switch, base, tuple(settings), ROLES[0], seed))
+            runs.append(Run(switch, base, tuple(settings), roles[0], seed))
     return sorted(runs, key=lambda run: run.way != METHOD)
 
 
@@ -315,7 +317,15 @@ def main() -> None:
     )
     parser.add_argument("--setting", choices=SETTINGS, default="cpu")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
-    parser.add_argument("--roles", type=int, default=len(ROLES), help="how many of the roles (default: all)")
+    parser.add_argument(
+        "--roles",
+        type=int,
+        nargs="+",
+        choices=range(1, len(ROLES) + 1),
+        default=range(1, len(ROLES) + 1),
+        metavar="ROLE",
+        help=f"only these of the roles 1 to {len(ROLES)}",
+    )
     parser.add_argument(
         "--ways", nargs="*", choices=WAYS, default=WAYS, metavar="WAY", help=f"only these of {names(WAYS)}"
     )
@@ -325,7 +335,7 @@ def main() -> None:
         choices=SWITCHES,
         default=(),
         metavar="SWITCH",
-        help=f"these besides, in the first role; without a name all: {names(SWITCHES)}",
+        help=f"these besides, in the first of the roles; without a name all: {names(SWITCHES)}",
     )
     parser.add_argument(
         "--jobs", type=int, default=1, help="runs side by side, with a share of the cores each"
@@ -337,8 +347,6 @@ def main() -> None:
     own = sorted(os.sched_getaffinity(0))
     if not 1 <= args.jobs <= len(own):
         parser.error(f"--jobs: wanted 1 to {len(own)}, as many as there are cores, found {args.jobs}")
-    if not 1 <= args.roles <= len(ROLES):
-        parser.error(f"--roles: wanted 1 to {len(ROLES)}, found {args.roles}")
     args.results.mkdir(parents=True, exist_ok=True)  # now, and not after the first run
     setting = SETTINGS[args.setting]
     work = args.work.resolve() / args.setting

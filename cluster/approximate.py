@@ -42,6 +42,7 @@ from dmx.kernels.cpu import knn as cpu
 from dmx.kernels.cross import NOBODY, nearer
 from dmx.kernels.device import as_array
 from dmx.kernels.knn import Neighbours
+from dmx.kernels.progress import counting
 
 RECALL = 0.98  # below it, the caller is warned
 PROBES = 256  # the least of those in benchmarks/ivf.py whose recall is 0.98 or more at N = 100 k
@@ -156,14 +157,17 @@ def _search(group: Group, shard: Shard, centroids: NDArray[np.float32], probes: 
     out = Neighbours(
         torch.empty((len(order), k), dtype=torch.int32), torch.empty((len(order), k), dtype=torch.float64)
     )
-    for block in range(group.most(-(-len(order) // ROWS), "the blocks of the search")):
-        part = slice(block * ROWS, (block + 1) * ROWS)
-        rows, squares = shard.rows[distinct[part]], shard.squares[distinct[part]]
-        lists = nearest_lists(unit_float32(rows, squares), centroids, sizes.numpy(), probes, k)
-        least = torch.full((len(rows),), NOBODY, dtype=torch.float64)
-        mine = Queries(torch.from_numpy(rows), torch.from_numpy(squares), torch.from_numpy(lists), least)
-        found, to = _around(group, shard, mine, k), shard.list_groups[part]
-        out.indices[to], out.similarities[to] = found.indices, found.similarities
+    rounds = group.most(-(-len(order) // ROWS), "the blocks of the search")
+    with counting(len(order), "neighbours in lists", "rows") as count:
+        for block in range(rounds):
+            part = slice(block * ROWS, (block + 1) * ROWS)
+            rows, squares = shard.rows[distinct[part]], shard.squares[distinct[part]]
+            lists = nearest_lists(unit_float32(rows, squares), centroids, sizes.numpy(), probes, k)
+            least = torch.full((len(rows),), NOBODY, dtype=torch.float64)
+            mine = Queries(torch.from_numpy(rows), torch.from_numpy(squares), torch.from_numpy(lists), least)
+            found, to = _around(group, shard, mine, k), shard.list_groups[part]
+            out.indices[to], out.similarities[to] = found.indices, found.similarities
+            count(len(rows))
     return out
 
 

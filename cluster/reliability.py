@@ -17,17 +17,45 @@ Contrastive Learning with Hybrid Memory", NeurIPS 2020, section 3.3.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 
+class Fate(IntEnum):
+    """What became of an image, and of what is dropped the first reason that holds."""
+
+    KEPT = 0
+    OUTLIER = 1
+    NOT_INDEPENDENT = 2
+    NOT_COMPACT = 3
+    TOO_FEW_LEFT = 4
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Why images were kept and dropped; B is the number of clusters at the base radius.
+
+    Attributes:
+        clusters: (N,) int32 labels at the base radius, -1 for outliers.
+        fates: (N,) uint8, a `Fate` each.
+        independence, compactness: (B,) float64, indep(c) and comp(c); 0 is the most reliable.
+    """
+
+    clusters: NDArray[np.int32]
+    fates: NDArray[np.uint8]
+    independence: NDArray[np.float64]
+    compactness: NDArray[np.float64]
+
+
 @dataclass(frozen=True)
 class Reliable:
-    """labels (N,) int64, -1 for what is dropped; the threshold applied, None if there was none."""
+    """labels (N,) int64, -1 for what is dropped; the threshold applied, None if there was none; and why."""
 
     labels: NDArray[np.int64]
     independence_threshold: float | None
+    evidence: Evidence
 
 
 def outliers_as_singletons(labels: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -84,9 +112,25 @@ def reliable(
     threshold = independence_threshold
     if threshold is None:
         threshold = threshold_of(independence, np.bincount(cluster))
-    if threshold is None:
-        return Reliable(np.full(len(base), -1, np.int64), None)
-    kept = (independence[cluster] <= threshold) & (compactness <= least(compactness, cluster)[cluster])
-    sizes = np.bincount(cluster[kept], minlength=int(cluster.max()) + 1)
-    number = np.where(sizes >= min_cluster_size, np.cumsum(sizes >= min_cluster_size) - 1, -1)
-    return Reliable(np.where(kept, number[cluster], -1).astype(np.int64), threshold)
+    least_compactness = least(compactness, cluster)
+    independent = independence[cluster] <= (-1.0 if threshold is None else threshold)
+    compact = compactness <= least_compactness[cluster]
+    sizes = np.bincount(cluster[independent & compact], minlength=len(independence))
+    stays = sizes >= min_cluster_size
+    fates = np.select(
+        [independent & compact & stays[cluster], base < 0, ~independent, ~compact],
+        [Fate.KEPT, Fate.OUTLIER, Fate.NOT_INDEPENDENT, Fate.NOT_COMPACT],
+        Fate.TOO_FEW_LEFT,
+    ).astype(np.uint8)
+    found = int(base.max(initial=-1)) + 1
+    evidence = Evidence(base.astype(np.int32), fates, independence[:found], least_compactness[:found])
+    return Reliable(labels_of(evidence), threshold, evidence)
+
+
+def labels_of(evidence: Evidence) -> NDArray[np.int64]:
+    """(N,) int64 pseudo-identities 0..C-1 in the order of the base labels, -1 for what is dropped."""
+    labels = np.full(len(evidence.fates), -1, np.int64)
+    kept = evidence.fates == Fate.KEPT
+    cluster = outliers_as_singletons(evidence.clusters.astype(np.int64))[kept]
+    labels[kept] = (np.cumsum(np.bincount(cluster) > 0) - 1)[cluster]
+    return labels

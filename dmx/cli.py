@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
 import sys
@@ -11,8 +12,22 @@ from types import ModuleType
 
 from dmx import __version__
 from dmx.errors import DmxError
+from dmx.kernels.progress import listening
+from dmx.progress import progress_bar
 
-COMMANDS = ("demo", "synth", "ingest", "cluster", "train", "embed", "evaluate", "export", "search", "doctor")
+COMMANDS = (
+    "demo",
+    "synth",
+    "ingest",
+    "cluster",
+    "train",
+    "embed",
+    "evaluate",
+    "export",
+    "search",
+    "report",
+    "doctor",
+)
 
 
 def _command(name: str) -> ModuleType:
@@ -34,19 +49,32 @@ def build_parser() -> argparse.ArgumentParser:
             help=module.SUMMARY,
             description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,  # what is short for one option today may be short for two tomorrow
         )
         module.add_arguments(sub)
-        sub.set_defaults(run=module.run)
+        sub.set_defaults(run=module.run, options=tuple(sub._option_string_actions))
     return parser
+
+
+def _unknown(words: Sequence[str], options: Sequence[str]) -> DmxError:
+    """What to say of arguments that a command does not take."""
+    option = next((word.partition("=")[0] for word in words if word.startswith("-")), None)
+    if option is None:
+        return DmxError(f"wanted no further argument, found {' '.join(words)}")
+    near = difflib.get_close_matches(option, options, 1)
+    return DmxError(f"there is no option {option}" + (f"; did you mean {near[0]}?" if near else ""))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the return value is the process's exit status (2: the user's input cannot be used)."""
     name = "dmx"
     try:
-        args = build_parser().parse_args(argv)
+        args, unknown = build_parser().parse_known_args(argv)
         name = f"dmx {args.command}"
-        return int(args.run(args))
+        if unknown:
+            raise _unknown(unknown, args.options)
+        with listening(progress_bar):
+            return int(args.run(args))
     except BrokenPipeError:
         # Whoever read the output has seen enough (`| head`); Python would complain once more at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,14 +25,17 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from dmx.cluster.reliability import Fate
 from dmx.cluster.sharded import Group, ShardedPseudoLabels, sharded_pseudo_labels
 from dmx.cluster.validation import as_features
-from dmx.config import ClusterConfig
 from dmx.distributed import World, meet, use_cores, world
 from dmx.errors import DmxError
 from dmx.features import Features
 from dmx.kernels.knn import Neighbours
+from dmx.kernels.progress import listening
 from dmx.neighbours import Cameras, as_clustered, find_neighbours, label_settings
+from dmx.progress import progress_bar, say, silence
+from dmx.sections import ClusterConfig
 from dmx.train.runlog import write_whole
 
 TASK = "dmx.clustering:cluster_worker"
@@ -108,8 +110,10 @@ def cluster_worker(folder: str, *, local: tuple[int, int] | None = None) -> None
     """
     out = Path(folder)
     job = ClusterJob.read(out)
-    with world(job.timeout_s, local) as place:
+    with world(job.timeout_s, local) as place, listening(progress_bar):
         use_cores(place)
+        if not place.leads:
+            silence()
         meet(place, "the start of clustering")
         features = Features(job.features, job.column)
         timings: dict[str, float] = {}
@@ -141,7 +145,7 @@ def _timed(place: World, timings: dict[str, float], name: str) -> Iterator[None]
     yield
     timings[f"{name}_s"] = round(time.monotonic() - start, 3)
     if place.leads:
-        print(f"{name}: {timings[f'{name}_s']:.1f} s", file=sys.stderr, flush=True)
+        say(f"{name}: {timings[f'{name}_s']:.1f} s")
 
 
 def read_cameras(features: Features) -> NDArray[np.int32]:
@@ -176,7 +180,7 @@ def _neighbours(
     everybody_has = int(group.collect([kept is not None], "word of neighbours that are kept").min())
     if kept is not None and everybody_has:
         if place.leads:
-            print("neighbours are kept from an earlier start", file=sys.stderr, flush=True)
+            say("neighbours are kept from an earlier start")
         return Neighbours(kept.indices.to(place.device), kept.similarities.to(place.device))
     found = find_neighbours(group, rows, squares, job.settings, cameras)
     folder.mkdir(exist_ok=True)
@@ -247,6 +251,7 @@ def _write(
         "width": features.width,
         "clusters": found.num_identities,
         "kept": kept,
+        "dropped": _dropped(found),
         "independence_threshold": found.independence_threshold,
         "settings": dataclasses.asdict(job.settings),
         "workers": place.size,
@@ -254,6 +259,13 @@ def _write(
     }
     write_whole(out / RESULT, json.dumps(result, indent=1) + "\n")
     shutil.rmtree(out / NEIGHBOURS, ignore_errors=True)
+
+
+def _dropped(found: ShardedPseudoLabels) -> dict[str, int]:
+    """How many rows were dropped for which reason, as the first worker knows."""
+    assert found.evidence is not None
+    counts = np.bincount(found.evidence.fates, minlength=len(Fate))
+    return {fate.name.lower(): int(counts[fate]) for fate in Fate if fate != Fate.KEPT}
 
 
 def _write_labels(path: Path, features: Features, found: ShardedPseudoLabels) -> None:

@@ -19,7 +19,7 @@ from dmx.data.transforms import decode_resized, resize
 from dmx.device import chosen_device
 from dmx.embedding import AHEAD, check_features, unit_features
 from dmx.errors import DmxError
-from dmx.model import EmbeddingModel
+from dmx.model import EmbeddingModel, Retrieval
 
 Picture = str | Path | bytes | Image.Image | NDArray[np.uint8]
 
@@ -32,6 +32,7 @@ class ImageEmbedder:
         size: (height, width) of its input, pixels.
         dimensions: width of its embeddings, D.
         device: where it computes.
+        network: the same as a `torch.nn.Module`.
     """
 
     def __init__(self, model: EmbeddingModel, size: tuple[int, int], device: str) -> None:
@@ -39,6 +40,15 @@ class ImageEmbedder:
         self.size = size
         self.dimensions = model.width
         self.device = device
+
+    @property
+    def network(self) -> Retrieval:
+        """The model as a module for other tools: images (N, 3, height, width) to embeddings (N, D).
+
+        Images are RGB pixels in [0, 1], less ImageNet's mean and divided by its deviation. Weights have the
+        names that they have in the `model.safetensors` of an export.
+        """
+        return Retrieval(self.model)
 
     @torch.inference_mode()
     def embed(
@@ -116,10 +126,9 @@ def _name(image: object) -> str:
 
 def load_embedder(path: str | Path, *, device: str = "auto", best: bool = False) -> ImageEmbedder:
     """See `dmx.load`."""
-    from dmx.deployment.hub import local_folder
     from dmx.train.checkpoint import BEST, LATEST, load_model
 
-    model, config = load_model(local_folder(path), BEST if best else LATEST)
+    model, config = load_model(path, BEST if best else LATEST)
     return ImageEmbedder(
         model, (config.data.height, config.data.width), chosen_device(device, "dmx.load: device")
     )

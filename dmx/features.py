@@ -27,6 +27,7 @@ from pyarrow import fs as pafs
 
 from dmx.data.storage import Location, locate
 from dmx.errors import DmxError
+from dmx.kernels.progress import counting
 
 COLUMN = "embedding"
 MANIFEST_NAME = "embeddings.json"
@@ -108,9 +109,11 @@ class Features:
         """
         result = np.empty((self._checked(begin, end), self.width), np.float32)
         at = 0
-        for part, first, array in self._stream(self.column, begin, end):
-            result[at : at + len(array)] = self._rows_of(part, first, array)
-            at += len(array)
+        with counting(end - begin, "read features", "rows") as count:
+            for part, first, array in self._stream(self.column, begin, end):
+                result[at : at + len(array)] = self._rows_of(part, first, array)
+                at += len(array)
+                count(len(array))
         return result
 
     def blocks(self, rows: int) -> Iterator[tuple[int, NDArray[np.float32]]]:

@@ -5,7 +5,6 @@ Neighbours are exact, or approximate with a recall that is measured.
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,9 @@ from dmx.cluster.approximate import ivf_neighbours, recall_message
 from dmx.cluster.sharded import Group
 from dmx.cluster.sharded.neighbours import sharded_knn
 from dmx.cluster.validation import as_features
-from dmx.config import ClusterConfig
 from dmx.kernels.knn import Neighbours
+from dmx.progress import say
+from dmx.sections import ClusterConfig
 
 Cameras = NDArray[np.integer] | None
 
@@ -77,7 +77,7 @@ def _nearest(
     found = ivf_neighbours(group, features, squares, columns, probes=settings.ivf_probes)
     if group.rank == 0:
         text, is_low = recall_message(found, columns)
-        print(f"{'warning: ' if is_low else ''}{text}", file=sys.stderr, flush=True)
+        say(f"{'warning: ' if is_low else ''}{text}")
     return found.neighbours
 
 

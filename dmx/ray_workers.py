@@ -18,6 +18,7 @@ from typing import Any
 from dmx.cores import cores
 from dmx.errors import DmxError
 from dmx.launching import raise_told, run_worker
+from dmx.progress import columns_of
 from dmx.ray_cluster import host_resources, ray_cluster
 
 FOLLOW_S = 0.2
@@ -65,6 +66,7 @@ def launch_ray(
         "arguments": arguments,
         "output": str(storage / "output"),
         "is_terminal": sys.stderr.isatty(),
+        "columns": columns_of(sys.stderr),
     }
     cpus = workers * max(1, cores() // workers)
     with ray_cluster(cpus, OBJECT_STORE_BYTES), _following(storage / "output"):
@@ -222,9 +224,9 @@ def _reason(error: Exception) -> str:
 class _Output(io.TextIOWrapper):
     """Where the first worker prints: a file that the launching process copies to its own terminal."""
 
-    def __init__(self, path: str, is_terminal: bool) -> None:
+    def __init__(self, path: str, is_terminal: bool, columns: int) -> None:
         super().__init__(open(path, "ab"), encoding="utf-8", line_buffering=True)  # noqa: SIM115  # owned
-        self._is_terminal = is_terminal
+        self._is_terminal, self.columns = is_terminal, columns
 
     def isatty(self) -> bool:
         """Whether what is printed ends on a terminal."""
@@ -242,7 +244,7 @@ def _ray_worker(settings: dict[str, Any]) -> None:
         run_worker(task, arguments, failure, local)
         return
     with (
-        _Output(settings["output"], settings["is_terminal"]) as output,
+        _Output(settings["output"], settings["is_terminal"], settings["columns"]) as output,
         redirect_stdout(output),
         redirect_stderr(output),
     ):

@@ -10,6 +10,8 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+import yaml
+
 from dmx.errors import DmxError
 
 SHOWN = 4
@@ -30,8 +32,43 @@ def wanted(kind: Any) -> str:
     if root is Literal:
         return " or ".join(map(str, args))
     if root is tuple:
-        return f"a list of {_WORDS[args[0]][1]}"
+        return f"a list of {_WORDS[args[0]][1] if args[0] in _WORDS else wanted(args[0])}"
     return "a mapping" if root is dict else _WORDS[kind][0]
+
+
+def from_words(words: list[str], kind: Any, name: str) -> Any:
+    """What the words behind an option mean, as YAML would give it: text as it stands, the rest as YAML.
+
+    Args:
+        words: of the command line; none is `true`.
+        kind: the setting's type. A list is one word a value, or a list of YAML in one word.
+        name: of the option, for errors.
+    """
+    if not words:
+        return True
+    root, args = typing.get_origin(kind), typing.get_args(kind)
+    if root is tuple and not (len(words) == 1 and words[0].lstrip().startswith("[")):
+        return [from_words([word], args[0], name) for word in words]
+    (word,) = words
+    may_be_null = root in (types.UnionType, typing.Union) and type(None) in args
+    is_text = kind is str or root is Literal or (may_be_null and str in args)
+    return word if is_text and not (may_be_null and word == "null") else from_yaml(word, name)
+
+
+def from_yaml(text: str, name: str) -> Any:
+    """A value of the command line."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise DmxError(f"{name}: {text!r} is no YAML value") from error
+
+
+def assignment(item: str) -> tuple[str, Any]:
+    """Name and value of one `name=value`."""
+    name, sign, text = item.partition("=")
+    if not sign:
+        raise DmxError(f"--set wants name=value, found {item!r}")
+    return name, from_yaml(text, f"--set {name}")
 
 
 def limits(item: dataclasses.Field[Any]) -> str:

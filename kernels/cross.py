@@ -24,6 +24,7 @@ import torch
 from dmx.kernels import candidates
 from dmx.kernels.candidates import Candidates, Scan
 from dmx.kernels.cpu import cross as cpu
+from dmx.kernels.cpu.candidates import LABEL, UNIT
 from dmx.kernels.cpu.cross import Wanted as CpuWanted
 from dmx.kernels.cpu.knn import NOBODY as NOBODY
 from dmx.kernels.device import as_array, takes_triton
@@ -38,6 +39,7 @@ from dmx.kernels.knn import (
     row_bytes,
 )
 from dmx.kernels.memory import Plan, free_bytes, split
+from dmx.kernels.progress import counting
 from dmx.kernels.rescore import Best, Side
 from dmx.kernels.similarity import similarity_reference
 from dmx.kernels.unit_rows import UnitRows, mean_of_units, shuffled, unit_rows
@@ -149,9 +151,11 @@ def cross_knn(a: Wanted, b: Wanted, k: int) -> tuple[Neighbours, Neighbours]:
     by_column.want(right.least)
     by_column.begin_columns()
     near = Best.nobody(len(left.units), by_row.k, mean.device)
-    for begin in range(0, len(left.units), plan.rows_per_pass):
-        end = min(begin + plan.rows_per_pass, len(left.units))
-        _finish(left, right, by_row.cross(by_column, begin, end), left.targets[begin:end], near)
+    with counting(len(left.units) * len(right.units), LABEL, UNIT) as count:
+        for begin in range(0, len(left.units), plan.rows_per_pass):
+            end = min(begin + plan.rows_per_pass, len(left.units))
+            _finish(left, right, by_row.cross(by_column, begin, end), left.targets[begin:end], near)
+            count((end - begin) * len(right.units))
     back = Best.nobody(len(right.units), by_column.k, mean.device)
     _finish(right, left, by_column.columns_found(), right.targets, back)
     return (

@@ -33,10 +33,12 @@ import triton.language as tl
 from dmx.kernels.cpu import dbscan as cpu
 from dmx.kernels.device import on, takes_triton
 from dmx.kernels.memory import Plan, free_bytes, split
+from dmx.kernels.progress import counting
 from dmx.kernels.sparse import SparseRows
 
 # A warp a program: a loop ends with its slowest lane, and to ask whether it has takes shuffles, no barrier.
 # Four pairs a lane keep as many reads under way. Integers are not specialised: every epoch has other sizes.
+_STEPS = 3  # neighbours counted, clusters joined, borders reached
 _BLOCK, _WARPS = 128, 1
 _RADIUS_BYTES = 4 + 4 + 1  # a row and radius of a pass: degree, parent, which labels are missing
 _NUMBER_BYTES = 8 + 4 + 3  # a row, one radius at a time: prefix sum over the roots, row numbers, conditions
@@ -277,15 +279,19 @@ def _label(
     degree = torch.zeros((count, n), dtype=torch.int32, device=labels.device)
     parent = torch.arange(n, dtype=torch.int32, device=labels.device).repeat(count, 1)
     work = _Pass(pairs, eps, degree, parent, min_samples)
-    work.count()
-    together.sum(degree)
-    degree += 1  # the row itself
-    work.unite()
-    for row in range(count):
-        together.join(parent[row], partial(work.unite_also, row))
-    work.number(labels)
-    work.reach_borders(labels)
-    together.least(labels)
+    with counting(_STEPS, "DBSCAN", "steps") as done:
+        work.count()
+        together.sum(degree)
+        degree += 1  # the row itself
+        done(1)
+        work.unite()
+        for row in range(count):
+            together.join(parent[row], partial(work.unite_also, row))
+        done(1)
+        work.number(labels)
+        work.reach_borders(labels)
+        together.least(labels)
+        done(1)
     labels.masked_fill_(labels == n, -1)
 
 

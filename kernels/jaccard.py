@@ -44,6 +44,7 @@ from dmx.kernels.cpu import jaccard as cpu
 from dmx.kernels.device import on, pad_to_power_of_two, takes_triton
 from dmx.kernels.heads import ENTRY_BYTES, ROW_BYTES, SORT_BYTES, WHOLE, Heads, find_heads, groups
 from dmx.kernels.memory import Plan, free_bytes, require, split
+from dmx.kernels.progress import counting
 from dmx.kernels.similarity import nearest
 from dmx.kernels.sparse import SparseRows, join_rows, starts_of
 
@@ -401,9 +402,11 @@ def jaccard_pairs(v: SparseRows, max_distance: float) -> SparseRows:
     keys = torch.empty(n + plan.rows_per_pass * _CANDIDATES, dtype=torch.int64, device=device)
     table = _table(n, heads.longest, device)
     parts: list[SparseRows] = []
-    for begin in range(0, n, plan.rows_per_pass):
-        end = min(begin + plan.rows_per_pass, n)
-        parts.extend(_join(v, heads, max_distance, enough, keys, table, begin, end))
-        pairs = sum(len(part.indices) for part in parts)
-        require("jaccard_pairs, to join its parts", _PAIR_BYTES * pairs, free_bytes(device))
+    with counting(n, "Jaccard distances", "rows") as count:
+        for begin in range(0, n, plan.rows_per_pass):
+            end = min(begin + plan.rows_per_pass, n)
+            parts.extend(_join(v, heads, max_distance, enough, keys, table, begin, end))
+            pairs = sum(len(part.indices) for part in parts)
+            require("jaccard_pairs, to join its parts", _PAIR_BYTES * pairs, free_bytes(device))
+            count(end - begin)
     return join_rows(parts)

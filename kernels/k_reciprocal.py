@@ -42,6 +42,7 @@ from dmx.kernels.device import as_array, on, pad_to_power_of_two, takes_triton
 from dmx.kernels.expansion import ENTRY_BYTES, LEAST_ROWS, MOST_ROWS, expand, expand_reference
 from dmx.kernels.knn import Neighbours
 from dmx.kernels.memory import Plan, free_bytes, split
+from dmx.kernels.progress import counting
 from dmx.kernels.similarity import from_grid, on_grid, similarity_reference, squared_lengths
 from dmx.kernels.sparse import SparseRows, empty_rows, join_rows, places_of, put_in_order, together
 
@@ -404,12 +405,14 @@ def k_reciprocal(
     reciprocal = mutual(nearby, k1)
     numbers = torch.arange(n, device=features.device)
     parts = []
-    for begin in range(0, n, plan.rows_per_pass):
-        end = min(begin + plan.rows_per_pass, n)
-        similarities, full = neighbours.similarities[begin:end], reciprocal.full[begin:end]
-        rows = members(nearby.part(begin, end), similarities, full, reciprocal.half, k1, n)
-        weigh(rows, features, squares, numbers[begin:end], features, squares)
-        parts.append(sum_to_one(rows))
-        del rows  # before the next takes its room
+    with counting(n, "k-reciprocal sets", "rows") as count:
+        for begin in range(0, n, plan.rows_per_pass):
+            end = min(begin + plan.rows_per_pass, n)
+            similarities, full = neighbours.similarities[begin:end], reciprocal.full[begin:end]
+            rows = members(nearby.part(begin, end), similarities, full, reciprocal.half, k1, n)
+            weigh(rows, features, squares, numbers[begin:end], features, squares)
+            parts.append(sum_to_one(rows))
+            del rows  # before the next takes its room
+            count(end - begin)
     v = parts[0] if len(parts) == 1 else join_rows(parts)
     return v if min(k2, columns) == 1 else expand(v, lists[:, :k2].contiguous(), n)

@@ -25,10 +25,12 @@ import torch
 
 from dmx.kernels import candidates, exact
 from dmx.kernels.candidates import Candidates, Scan, capacity_for
+from dmx.kernels.cpu import candidates as cpu_candidates
 from dmx.kernels.cpu import knn as cpu
 from dmx.kernels.device import as_array, takes_triton
 from dmx.kernels.distinct import distinct, first_equal_reference, spread
 from dmx.kernels.memory import Plan, free_bytes, split
+from dmx.kernels.progress import counting
 from dmx.kernels.rescore import Best, Side, rescore, select
 from dmx.kernels.similarity import GRID, similarity_reference, squared_lengths
 from dmx.kernels.unit_rows import WIDTH, UnitRows, mean_of_units, shuffled, unit_rows
@@ -133,12 +135,15 @@ def _best(queries: Side, others: Side, k: int, own: bool, out: Best) -> None:
         targets = torch.arange(len(queries.rows), device=queries.rows.device)
     plan = split("knn", len(rows), finish_bytes(len(rows), k), row_bytes(k), free_bytes(columns.low.device),
                  least_rows=candidates.BLOCK)  # fmt: skip
-    for begin in range(0, len(rows), plan.rows_per_pass):
-        end = min(begin + plan.rows_per_pass, len(rows))
-        scan = Scan(rows, columns, mean, k, own)
-        found = scan.ring() if own and plan.passes == 1 else scan(begin, end)
-        finish(queries, others, columns, found, targets[begin:end], out, k, own)
-        del scan, found  # their buffers, before the next pass takes its own
+    pairs = cpu_candidates.pairs_within(len(rows)) if own else len(rows) * len(columns)
+    with counting(pairs, cpu_candidates.LABEL, cpu_candidates.UNIT) as count:
+        for begin in range(0, len(rows), plan.rows_per_pass):
+            end = min(begin + plan.rows_per_pass, len(rows))
+            scan = Scan(rows, columns, mean, k, own)
+            found = scan.ring() if own and plan.passes == 1 else scan(begin, end)
+            finish(queries, others, columns, found, targets[begin:end], out, k, own)
+            del scan, found  # their buffers, before the next pass takes its own
+            count(pairs * end // len(rows) - pairs * begin // len(rows))
 
 
 def checked(features: torch.Tensor, k: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Opt-in tests, what every test shares, and Triton's interpreter.
+"""Opt-in tests, which tests run side by side, what every test shares, and Triton's interpreter.
 
 Triton decides between interpreter and compiler when a kernel is defined. Without TRITON_INTERPRET in the
 environment this process interprets, so that every kernel is tested in every run; tests that compile or use a
@@ -60,16 +60,29 @@ else:
     INTERPRETED = False
 
 
+# With `pytest -n 2 --dist loadgroup` a file is what one worker runs. These files start hosts, SLURM or Ray,
+# and wait for each other; and those that want other tools, which the first of them installs.
+HEAVY = {
+    "test_cluster_command", "test_demo", "test_embed_command", "test_hosts", "test_launch",
+    "test_launch_scripts", "test_ray_cluster", "test_readme",
+}  # fmt: skip
+PEERS = {"test_peer_tools", "test_peer_weights"}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-slow", action="store_true", help="run the tests marked slow, minutes each")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     import torch
 
     no_gpu = pytest.mark.skip(reason="needs an NVIDIA GPU, found none")
     not_asked = pytest.mark.skip(reason="takes minutes: run with --run-slow")
     for item in items:
+        file = item.path.stem
+        group = "heavy" if file in HEAVY else "peers" if file in PEERS else file
+        item.add_marker(pytest.mark.xdist_group(group))
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(no_gpu)
         if "slow" in item.keywords and not config.getoption("--run-slow"):

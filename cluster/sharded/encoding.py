@@ -19,6 +19,7 @@ from dmx.cluster.sharded.group import Group
 from dmx.kernels.expansion import expand
 from dmx.kernels.k_reciprocal import Members, Nearby, k_reciprocal, members, mutual, sum_to_one, weigh
 from dmx.kernels.knn import Neighbours
+from dmx.kernels.progress import counting
 from dmx.kernels.sparse import SparseRows, join_rows, together
 
 # Rows of a block: the lists of their neighbours, at most 4 K^2 bytes a row, stay below 60 MB for K = 30.
@@ -45,12 +46,14 @@ def sharded_k_reciprocal(
     order = together(lists)
     full, half = _mutual(group, lists, order, k1)
     parts = []
-    for begin, end in blocks(group, BLOCK_ROWS, "the blocks of the encoding"):
-        rows = order[begin:end]
-        near, (their_half,) = _nearby(group, lists, rows, half)
-        found = members(near, neighbours.similarities[rows], full[rows], their_half, k1, group.rows)
-        _weigh(group, found, features, squares, rows)
-        parts.append(sum_to_one(found))
+    with counting(group.own, "k-reciprocal sets", "rows") as count:
+        for begin, end in blocks(group, BLOCK_ROWS, "the blocks of the encoding"):
+            rows = order[begin:end]
+            near, (their_half,) = _nearby(group, lists, rows, half)
+            found = members(near, neighbours.similarities[rows], full[rows], their_half, k1, group.rows)
+            _weigh(group, found, features, squares, rows)
+            parts.append(sum_to_one(found))
+            count(end - begin)
     v = _put_back(parts, order)
     columns = min(k2, lists.shape[1])
     return v if columns == 1 else _expand(group, v, lists[:, :columns], order)
@@ -61,8 +64,10 @@ def _mutual(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Reciprocity of this worker's rows, by the full and by the half lists."""
     parts = []
-    for begin, end in blocks(group, BLOCK_ROWS, "the blocks of reciprocity"):
-        parts.append(mutual(_nearby(group, lists, order[begin:end])[0], k1))
+    with counting(group.own, "reciprocity", "rows") as count:
+        for begin, end in blocks(group, BLOCK_ROWS, "the blocks of reciprocity"):
+            parts.append(mutual(_nearby(group, lists, order[begin:end])[0], k1))
+            count(end - begin)
     place = torch.argsort(order)
     return torch.cat([part.full for part in parts])[place], torch.cat([part.half for part in parts])[place]
 
@@ -94,10 +99,12 @@ def _weigh(
 
 def _expand(group: Group, v: SparseRows, lists: torch.Tensor, order: torch.Tensor) -> SparseRows:
     parts = []
-    for begin, end in blocks(group, BLOCK_ROWS, "the blocks of query expansion"):
-        needed, places = torch.unique(lists[order[begin:end]], return_inverse=True)
-        rows = Request.of(group, needed, "encodings of neighbours").sparse_rows(v)
-        parts.append(expand(rows, places.int(), group.rows))
+    with counting(group.own, "query expansion", "rows") as count:
+        for begin, end in blocks(group, BLOCK_ROWS, "the blocks of query expansion"):
+            needed, places = torch.unique(lists[order[begin:end]], return_inverse=True)
+            rows = Request.of(group, needed, "encodings of neighbours").sparse_rows(v)
+            parts.append(expand(rows, places.int(), group.rows))
+            count(end - begin)
     return _put_back(parts, order)
 
 

@@ -19,6 +19,7 @@ from dmx.cluster.sharded.group import Group
 from dmx.kernels.heads import cut_rows
 from dmx.kernels.jaccard import bounds, jaccard_pairs
 from dmx.kernels.partial_join import Lists, Pairs, candidates, pair_distances
+from dmx.kernels.progress import counting
 from dmx.kernels.sparse import SparseRows, join_rows, places_of, starts_of
 
 # Rows of a block: with 100 lists of 50 rows, and 20 candidates of 100 entries each, 300 MB at worst, where no
@@ -46,8 +47,10 @@ def sharded_jaccard_pairs(group: Group, v: SparseRows, max_distance: float) -> S
     heads = _heads(group, v, tail)
     lists = _lists(group, heads)
     parts = []
-    for begin, end in blocks(group, BLOCK_ROWS, "the blocks of the Jaccard join"):
-        parts.append(_join(group, v, heads, lists, begin, end, max_distance, enough))
+    with counting(group.own, "Jaccard distances", "rows") as count:
+        for begin, end in blocks(group, BLOCK_ROWS, "the blocks of the Jaccard join"):
+            parts.append(_join(group, v, heads, lists, begin, end, max_distance, enough))
+            count(end - begin)
     return join_rows(parts)
 
 

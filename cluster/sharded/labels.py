@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from dmx.cluster.labels import Settings, mean_of_labels
-from dmx.cluster.reliability import Reliable, reliable
+from dmx.cluster.reliability import Evidence, reliable
 from dmx.cluster.sharded.encoding import sharded_k_reciprocal
 from dmx.cluster.sharded.fetch import Request
 from dmx.cluster.sharded.group import Group
@@ -34,12 +34,14 @@ class ShardedPseudoLabels:
         independence_threshold: as of `PseudoLabels`.
         num_identities: C.
         centroids: this worker's rows of (C, D) float32: those from C rank // W to C (rank + 1) // W.
+        evidence: why images were kept and dropped; on the first worker alone, None on the others.
     """
 
     labels: NDArray[np.int64]
     independence_threshold: float | None
     num_identities: int
     centroids: torch.Tensor
+    evidence: Evidence | None = None
 
 
 def sharded_pseudo_labels(
@@ -84,14 +86,14 @@ def sharded_pseudo_labels(
     close = sharded_jaccard_pairs(group, v, chosen.radii[2])
     del v
     three = dbscan(_among_all(group, close), chosen.radii, chosen.min_samples, together=_Together(group))
-    found = _reliable(group, three, chosen)
-    labels = torch.from_numpy(found.labels)
-    count = int(found.labels.max()) + 1
+    labels, threshold, evidence = _reliable(group, three, chosen)
+    count = int(labels.max()) + 1
     return ShardedPseudoLabels(
-        found.labels,
-        found.independence_threshold,
+        labels.numpy(),
+        threshold,
         count,
         sharded_centroids(group, *(centroids_of or (rows, squares)), labels, count),
+        evidence,
     )
 
 
@@ -163,20 +165,22 @@ def _as_pairs(edges: torch.Tensor, n: int) -> SparseRows:
     return SparseRows(starts, edges[order, 1].contiguous(), zeros)
 
 
-def _reliable(group: Group, three: torch.Tensor, chosen: Settings) -> Reliable:
-    """Decided by the first worker, given to all."""
-    device = three.device
+def _reliable(
+    group: Group, three: torch.Tensor, chosen: Settings
+) -> tuple[torch.Tensor, float | None, Evidence | None]:
+    """Labels and threshold, decided by the first worker and given to all; the evidence stays with it."""
+    device, evidence = three.device, None
     labels = torch.empty(group.rows, dtype=torch.int64, device=device)
     threshold = torch.full((1,), torch.nan, dtype=torch.float64, device=device)
     if group.rank == 0:
         tight, base, loose = three.cpu().numpy()
         found = reliable(tight, base, loose, chosen.min_cluster_size, chosen.independence_threshold)
-        labels = torch.from_numpy(found.labels).to(device)
+        labels, evidence = torch.from_numpy(found.labels).to(device), found.evidence
         if found.independence_threshold is not None:
             threshold[0] = found.independence_threshold
     group.spread(labels, "the labels of the first worker")
     value = float(group.spread(threshold, "the independence threshold"))
-    return Reliable(labels.cpu().numpy(), None if np.isnan(value) else value)
+    return labels.cpu(), None if np.isnan(value) else value, evidence
 
 
 def sharded_centroids(

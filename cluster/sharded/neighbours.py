@@ -21,8 +21,10 @@ from dataclasses import dataclass
 import torch
 
 from dmx.cluster.sharded.group import Group, Swap
+from dmx.kernels.cpu.candidates import LABEL, UNIT, pairs_within
 from dmx.kernels.cross import NOBODY, Wanted, cross_knn, nearer
 from dmx.kernels.knn import Neighbours, self_knn
+from dmx.kernels.progress import adding_up
 
 
 def sharded_knn(group: Group, features: torch.Tensor, squares: torch.Tensor, k: int) -> Neighbours:
@@ -37,14 +39,15 @@ def sharded_knn(group: Group, features: torch.Tensor, squares: torch.Tensor, k: 
     Returns:
         Neighbours (own rows, min(k, N)) whose indices are numbers among all N rows.
     """
-    best = _own(group, features, squares, k)
     steps = [_Step(group, t, features, squares, k) for t in range(1, group.size // 2 + 1)]
-    coming = steps[0].start(best) if steps else None
-    while coming is not None:
-        step = steps.pop(0)
-        visitor = Wanted(*coming.wait())
+    with adding_up(pairs_within(group.own) + sum(step.pairs for step in steps), LABEL, UNIT):
+        best = _own(group, features, squares, k)
         coming = steps[0].start(best) if steps else None
-        step.meet(best, visitor)
+        while coming is not None:
+            step = steps.pop(0)
+            visitor = Wanted(*coming.wait())
+            coming = steps[0].start(best) if steps else None
+            step.meet(best, visitor)
     best.similarities[:, 0] = 1
     columns = min(k, group.rows)
     return Neighbours(best.indices[:, :columns].contiguous(), best.similarities[:, :columns].contiguous())
@@ -115,6 +118,12 @@ class _Step:
     def _is_mutual(self) -> bool:
         """Whether the two that meet name each other, and take half of their product each."""
         return 2 * self.step == self.group.size
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of rows that this worker compares in it."""
+        mine = self.group.own - self._compared(self.group.rank, self._source)
+        return mine * self._sent(self.group.rank, self._source)
 
     def _rows(self, rank: int) -> int:
         return self.group.bounds[rank + 1] - self.group.bounds[rank]

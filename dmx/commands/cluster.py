@@ -20,8 +20,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dmx.config import LAUNCHERS, ClusterConfig, Config, from_tree, overrides
+from dmx.config import LAUNCHERS, Config, from_tree, overrides
 from dmx.errors import DmxError
+from dmx.sections import ClusterConfig
 
 SUMMARY = "cluster features in Parquet into pseudo-identities, exactly, on one machine or many"
 

@@ -9,6 +9,7 @@ again after an interruption, it goes on where it stood.
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 SUMMARY = "render people, train on them and test on unseen cameras: the whole of DMX at once"
@@ -28,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo and print its table."""
-    from dmx.demo import Demo, run_demo
+    from dmx.demo import DOMAINMIX, RUNS, Demo, run_demo
 
     print(run_demo(Demo(out=args.out, seed=args.seed, scale=args.scale)))
+    print(f"to look at it: dmx report {shlex.quote(str(args.out / RUNS[DOMAINMIX]))}")
     return 0

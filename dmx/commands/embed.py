@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from dmx.commands.sources import add_layout_arguments, warn_as
+from dmx.commands.sources import CHECKPOINT_HELP, add_best_argument, add_layout_arguments, warn_as
 
 if TYPE_CHECKING:
     from dmx.config import Config
@@ -31,17 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
-        help="run folder of dmx train (its last checkpoint is taken), or one checkpoint's folder",
+        help=CHECKPOINT_HELP,
     )
     parser.add_argument("dataset", metavar="DATASET", help="data set: a local path or a URI such as s3://...")
     parser.add_argument("--out", required=True, metavar="OUT", help="folder to write: a local path or a URI")
     parser.add_argument("--split", default="train", help="train, query or gallery (default: %(default)s)")
-    parser.add_argument(
-        "--best",
-        action="store_true",
-        help="take a run folder's best checkpoint on its first test set instead; only runs with `compat: "
-        "official` record one",
-    )
+    add_best_argument(parser)
     add_layout_arguments(parser, "a DATASET that was not ingested")
     parser.add_argument(
         "--flip", action="store_true", help="embed each image and its mirror image, and take their mean"

@@ -14,7 +14,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dmx.commands.sources import add_input_arguments, add_layout_arguments, warn_as
+from dmx.commands.sources import (
+    CHECKPOINT_HELP,
+    add_best_argument,
+    add_input_arguments,
+    add_layout_arguments,
+    warn_as,
+)
 
 if TYPE_CHECKING:
     from dmx.data.dataset import Dataset
@@ -31,15 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
-        help="run folder of dmx train (its last checkpoint is taken), or one checkpoint's folder",
+        help=CHECKPOINT_HELP,
     )
     parser.add_argument("datasets", metavar="DATASET", nargs="+", help="folder with query and gallery")
-    parser.add_argument(
-        "--best",
-        action="store_true",
-        help="take a run folder's best checkpoint on its first test set instead; only runs with `compat: "
-        "official` record one",
-    )
+    add_best_argument(parser)
     add_layout_arguments(parser, "a DATASET that was not ingested")
     parser.add_argument(
         "--ap",

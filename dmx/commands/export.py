@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dmx.commands.sources import add_best_argument
 from dmx.deployment import FORMATS, OPSET
 from dmx.errors import DmxError
 
@@ -27,19 +28,16 @@ SUMMARY = "export a trained model: safetensors, ONNX and a model card"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="run or checkpoint folder")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", type=Path, help="run or checkpoint folder, or a name on the hub"
+    )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; must not hold an export yet")
     parser.add_argument(
         "--formats", nargs="+", choices=FORMATS, default=FORMATS, help="what to write (default: both)"
     )
     parser.add_argument("--opset", type=int, default=OPSET, help="of ONNX's operators (default: %(default)s)")
     parser.add_argument("--name", help="of the model, in its card (default: the run folder's)")
-    parser.add_argument(
-        "--best",
-        action="store_true",
-        help="take a run folder's best checkpoint on its first test set instead; only runs with `compat: "
-        "official` record one",
-    )
+    add_best_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:

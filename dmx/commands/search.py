@@ -23,7 +23,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dmx.commands.sources import add_input_arguments, add_layout_arguments, warn_as
+from dmx.commands.outputs import require_writable
+from dmx.commands.sources import (
+    CHECKPOINT_HELP,
+    add_best_argument,
+    add_input_arguments,
+    add_layout_arguments,
+    warn_as,
+)
 
 if TYPE_CHECKING:
     from dmx.search.encoder import Encoder
@@ -47,14 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="RUN",
-        help="run folder of dmx train (its last checkpoint is taken), or one checkpoint's folder",
+        help=CHECKPOINT_HELP,
     )
-    parser.add_argument(
-        "--best",
-        action="store_true",
-        help="take a run folder's best checkpoint on its first test set instead; only runs with `compat: "
-        "official` record one",
-    )
+    add_best_argument(parser)
     parser.add_argument(
         "--top", type=int, default=10, metavar="N", help="hits a query (default: %(default)s)"
     )
@@ -114,7 +116,7 @@ def _check(args: argparse.Namespace) -> None:
     """Refuse numbers out of their range, results that could not be written, and a machine without faiss."""
     from dmx.errors import DmxError
     from dmx.search.index import require_faiss
-    from dmx.search.output import require_writable
+    from dmx.search.output import SUFFIXES
 
     for option in ("top", "probes", "batch_size", "height", "width"):
         value = getattr(args, option)
@@ -123,7 +125,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.probes is not None and args.index_type == "flat":
         raise DmxError("--probes: wanted an index of lists, found --index-type flat; leave one of them out")
     if args.out is not None:
-        require_writable(args.out)
+        require_writable(args.out, SUFFIXES)
     if args.index is not None and ":/" in str(args.index):
         raise DmxError(f"--index: wanted a local folder, found {args.index}; faiss reads no other")
     require_faiss()
@@ -201,7 +203,7 @@ def _index(args: argparse.Namespace, encoder: Encoder, source: Gallery | StoredI
 
 def _tell_left_out(index: Index) -> None:
     """List images that cannot be decoded, the first of them if there are many."""
-    from dmx.search.ranking import printable
+    from dmx.page import printable
 
     count = len(index.left_out)
     if not count:
@@ -218,7 +220,8 @@ def _tell_left_out(index: Index) -> None:
 
 
 def _write(args: argparse.Namespace, answers: list[Answer], index: Index, queries: Queries) -> None:
-    from dmx.search.output import PAGES, print_tables, write_html, write_json
+    from dmx.page import PAGES
+    from dmx.search.output import print_tables, write_html, write_json
     from dmx.search.ranking import told
 
     if args.out is None:

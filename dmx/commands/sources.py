@@ -6,6 +6,11 @@ import argparse
 import sys
 from collections.abc import Callable
 
+CHECKPOINT_HELP = (
+    "run folder of dmx train (its last checkpoint is taken), one checkpoint's folder, an export, or its "
+    "name on the Hugging Face hub"
+)
+
 
 def add_layout_arguments(parser: argparse.ArgumentParser, source: str) -> None:
     """Declare --layout, --camera and --camera-pattern.
@@ -43,16 +48,31 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--flip", action="store_true", help="embed each image and its mirror image, and take their mean"
     )
+    parser.add_argument("--height", type=int, metavar="PX", help="image height (default: as trained)")
+    parser.add_argument("--width", type=int, metavar="PX", help="image width (default: as trained)")
+    add_device_arguments(parser)
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare where a model computes, and how many images at a time: --batch-size and --device."""
     parser.add_argument(
         "--batch-size", type=int, default=64, metavar="N", help="images a forward pass (default: %(default)s)"
     )
-    parser.add_argument("--height", type=int, metavar="PX", help="image height (default: as trained)")
-    parser.add_argument("--width", type=int, metavar="PX", help="image width (default: as trained)")
     parser.add_argument(
         "--device",
         default="auto",
         metavar="NAME",
         help="cpu, cuda, cuda:1 ... (default: cuda where there is one, else cpu)",
+    )
+
+
+def add_best_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare --best, for commands that take a run folder's model."""
+    parser.add_argument(
+        "--best",
+        action="store_true",
+        help="take a run folder's best checkpoint on its first test set instead of its last; only runs with "
+        "`compat: official` record one",
     )
 
 

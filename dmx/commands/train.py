@@ -1,10 +1,13 @@
 """Train a model on a labelled source and an unlabelled target.
 
-A run lives in one folder: config.yaml, metrics.jsonl (a line a step), epochs.jsonl (a line an epoch),
-tensorboard/, checkpoints/ and, once it is finished, result.json. The same command goes on where an
-interrupted run stands; `dmx train --run RUN --resume` does so without repeating the settings, and with
-changes to those that a checkpoint does not depend on (--set). A finished run is trained further with
-`--resume --set schedule.epochs=N`.
+A run lives in one folder: config.yaml, starts.jsonl (code, versions and data of every start),
+metrics.jsonl (a line a step), epochs.jsonl (a line an epoch), tensorboard/, checkpoints/, clusters/ and, once
+it is finished, result.json. The same command goes on where an interrupted run stands; `dmx train --run RUN
+--resume` does so without repeating the settings, and with changes to those that a checkpoint does not
+depend on. A finished run is trained further with `--resume --schedule.epochs N`.
+
+Settings come from the defaults, over them --recipe (or, with --resume and --branch, the run's own and then
+--recipe), over them the options. Every setting is an option; `dmx train --settings` tells them all.
 
 `dmx train --run RUN --branch TRUNK --after E` begins RUN where the run TRUNK stood after E epochs, with its
 settings and changes to them. So ways of training that differ only later share their beginning.
@@ -13,51 +16,62 @@ settings and changes to them. So ways of training that differ only later share t
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-import textwrap
+import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from dmx.commands.options import GIVEN, Give, add_setting_options, given_settings
 from dmx.config import (
     LAUNCHERS,
     Config,
     differences,
-    field_types,
     from_tree,
-    leaves,
-    overrides,
     read_yaml,
     recipe,
     recipe_names,
+    to_tree,
     with_absolute_paths,
 )
 from dmx.errors import DmxError
-from dmx.settings import limits, wanted
+from dmx.settings import unflatten
 
 SUMMARY = "train a model on a labelled source and an unlabelled target"
 TASK = "dmx.train.worker:train_worker"
-HELP_WIDTH = 84
+CONFIG = "config.yaml"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "--run", dest="folder", required=True, metavar="RUN", help="run folder; made if it does not exist"
-    )
+    parser.add_argument("--run", dest="folder", metavar="RUN", help="run folder; made if it does not exist")
     parser.add_argument(
         "--recipe",
         help=f"one that comes with DMX ({', '.join(recipe_names())}), or a YAML file of differences from the "
         "defaults; relative paths in it start from the current folder",
     )
-    parser.add_argument("--source", help="labelled data set (data.source)")
-    parser.add_argument("--target", help="unlabelled data set (data.target); none trains on the source alone")
-    parser.add_argument("--test", action="append", help="data set to report on (data.tests); repeatable")
+    for option, text in (
+        ("--source", "labelled data set (data.source)"),
+        ("--target", "unlabelled data set (data.target); none trains on the source alone"),
+        ("--test", "data set to report on (data.tests); repeatable"),
+    ):
+        parser.add_argument(option, dest=GIVEN, action=Give, metavar="DATASET", help=text)
     parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="any setting, e.g. schedule.epochs=3"
+        "--init",
+        dest=GIVEN,
+        action=Give,
+        metavar="FILE",
+        help="weights to start from (model.weights): of DMX, torchreid, FastReID, OpenUnReID, timm, ...",
     )
+    add_setting_options(parser)
     parser.add_argument(
-        "--settings", action=_ShowSettings, help="show every setting with its default, and exit"
+        "--print-config",
+        nargs="?",
+        const="all",
+        choices=("all", "differences"),
+        help="print the settings that would be trained with as YAML, which is a recipe again, and exit; "
+        "differences: only those that are not the defaults",
     )
     parser.add_argument("--workers", type=int, default=1, help="training processes (default: 1)")
     parser.add_argument(
@@ -66,7 +80,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the settings saved in the run folder; --set changes those that still can change",
+        help="go on with the settings saved in the run folder; settings that still can change may be given",
+    )
+    parser.add_argument(
+        "--allow-changed-data",
+        action="store_true",
+        help="go on although a data set is not what the run was begun with; recorded in starts.jsonl",
     )
     parser.add_argument(
         "--branch", type=Path, metavar="TRUNK", help="another run: begin where it stood, with its settings"
@@ -80,57 +99,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class _ShowSettings(argparse.Action):
-    """Prints the settings and ends, as --help does, whatever else is given."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(nargs=0, default=argparse.SUPPRESS, **options)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        print(_settings_table())
-        parser.exit()
-
-
-def _settings_table() -> str:
-    """Every setting with its default, what it takes, its limits and its meaning, by section."""
-    known = leaves()
-    widths = [max(map(len, known)), max(len(_yaml(item)) for _, item in known.values())]
-    lines, section = ["Of the run as a whole."], ""
-    for name, (kind, item) in known.items():
-        parent = name.rpartition(".")[0]
-        if parent != section:
-            section = parent
-            lines += ["", f"{section}: {field_types(Config)[section].__doc__}"]
-        takes = ", ".join(filter(None, (wanted(kind), limits(item))))
-        lines.append(f"  {name:<{widths[0]}}  {_yaml(item):<{widths[1]}}  {takes}")
-        lines.append(textwrap.indent(textwrap.fill(item.metadata["help"], HELP_WIDTH), " " * 6))
-    return "\n".join(lines)
-
-
-def _yaml(item: dataclasses.Field[Any]) -> str:
-    """A setting's default as one would write it."""
-    value = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def run(args: argparse.Namespace) -> int:
     """Train, or go on training, or say that the run is finished."""
+    if args.print_config:
+        config = _resolve(args)
+        changed = differences(Config(), config)
+        less = unflatten((name, new) for name, (_, new) in changed.items())
+        tree = to_tree(config) if args.print_config == "all" else less
+        print(yaml.safe_dump(tree, sort_keys=False), end="")
+        return 0
+    if args.folder is None:
+        raise DmxError("--run is missing: a folder for the run, for instance runs/first")
     folder = Path(args.folder)
-    config = _resolve(args, folder)
+    config = _resolve(args)
+    if config.data.source is None:
+        raise DmxError("--source is missing: a labelled data set, for instance one rendered by `dmx synth`")
+    if (folder / CONFIG).exists() and not args.resume:
+        saved = from_tree((str(folder / CONFIG), read_yaml(folder / CONFIG)))
+        _require_same(config, with_absolute_paths(saved), folder)
 
     from dmx.launching import check_launch, launch
     from dmx.train.branch import begin_branch, branch_point, check_branch
     from dmx.train.data import TrainingData, shares_batches
+    from dmx.train.provenance import check_data, record_start
     from dmx.train.recovery import DESCRIPTION, recover
-    from dmx.train.resume import check_changes, goes_further
-    from dmx.train.runlog import CONFIG, describe_run
+    from dmx.train.resume import check_changes, first_step, goes_further, starting_point
+    from dmx.train.runlog import describe_run
+    from dmx.train.trackers import check_trackers
     from dmx.train.worker import RESULT
 
     recover(folder, DESCRIPTION)
     result = folder / RESULT
     if result.exists() and not goes_further(folder, config):
         print(
-            f"{folder} is finished; train it further with --resume --set schedule.epochs=N, or choose "
+            f"{folder} is finished; train it further with --resume --schedule.epochs N, or choose "
             "another --run to train again"
         )
     else:
@@ -142,11 +144,19 @@ def run(args: argparse.Namespace) -> int:
             check_branch(trunk, config)
         else:
             check_changes(folder, config)
-        TrainingData.open(config, args.workers)
+            if told := starting_point(folder, config):
+                print(told, flush=True)
+        check_trackers(config.log)
+        data = TrainingData.open(config, args.workers).describe()
+        if not args.allow_changed_data:
+            check_data(folder if trunk is None else args.branch, data)
         result.unlink(missing_ok=True)
         if trunk is not None:
             begin_branch(folder, trunk, config)
+        changed = _changed(folder, config)
         describe_run(folder, config)
+        if differs := record_start(folder, data, changed, first_step(folder)):
+            print(f"the run goes on under other code or versions: {differs}", file=sys.stderr, flush=True)
         launch(
             TASK,
             {"run": str(folder.absolute())},
@@ -162,41 +172,35 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _resolve(args: argparse.Namespace, folder: Path) -> Config:
-    """The run's configuration: from the arguments, or from the run folder when it goes on."""
-    from dmx.train.runlog import CONFIG
+def _changed(folder: Path, config: Config) -> dict[str, Any]:
+    """Setting to (old, new) of what a run folder holds and what it is about to hold."""
+    if not (folder / CONFIG).exists():
+        return {}
+    saved = from_tree((str(folder / CONFIG), read_yaml(folder / CONFIG)))
+    return differences(with_absolute_paths(saved), config)
 
+
+def _resolve(args: argparse.Namespace) -> Config:
+    """The run's configuration: from the arguments, or from the run folder when it goes on."""
     if (args.branch is None) != (args.after is None) or (args.branch and args.resume):
         raise DmxError(
             "--branch wants --after, the number of epochs of the other run to begin behind, and no --resume: "
             "the same command goes on where an interrupted branch stands"
         )
-    saved = folder / CONFIG
-    given = [
-        *([recipe(args.recipe)] if args.recipe else []),
-        ("arguments", {"data": _data_arguments(args)}),
-        overrides(args.set),
-    ]
+    layers = [recipe(args.recipe)] if args.recipe else []
+    layers.append(given_settings(args))
     if args.resume:
-        if not saved.exists():
-            raise DmxError(f"{folder}: wanted a run folder with {CONFIG} to resume, found none")
-        given = [(str(saved), read_yaml(saved)), *given]
+        layers.insert(0, _saved(Path(args.folder or "."), "resume"))
     if args.branch:
-        trunk = args.branch / CONFIG
-        if not trunk.exists():
-            raise DmxError(f"{args.branch}: wanted a run folder with {CONFIG} to branch from, found none")
-        given = [(str(trunk), read_yaml(trunk)), *given]
-    resolved = with_absolute_paths(from_tree(*given))
-    if resolved.data.source is None:
-        raise DmxError("--source is missing: a labelled data set, for instance one rendered by `dmx synth`")
-    if saved.exists() and not args.resume:
-        _require_same(resolved, with_absolute_paths(from_tree((str(saved), read_yaml(saved)))), folder)
-    return resolved
+        layers.insert(0, _saved(args.branch, "branch from"))
+    return with_absolute_paths(from_tree(*layers))
 
 
-def _data_arguments(args: argparse.Namespace) -> dict[str, object]:
-    given = {"source": args.source, "target": args.target, "tests": args.test}
-    return {name: value for name, value in given.items() if value}
+def _saved(folder: Path, what_for: str) -> tuple[str, dict[str, Any]]:
+    """The settings of a run that there is."""
+    if not (folder / CONFIG).exists():
+        raise DmxError(f"{folder}: wanted a run folder with {CONFIG} to {what_for}, found none")
+    return str(folder / CONFIG), read_yaml(folder / CONFIG)
 
 
 def _require_same(wanted: Config, saved: Config, folder: Path) -> None:
@@ -205,7 +209,7 @@ def _require_same(wanted: Config, saved: Config, folder: Path) -> None:
         shown = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in changed.items())
         raise DmxError(
             f"{folder} holds a run with other settings ({shown}): choose another --run, or change settings "
-            "of this one with --resume --set"
+            "of this one with --resume"
         )
 
 

@@ -33,6 +33,11 @@ class RawSplit:
         """`train`, `query` or `gallery`."""
         return self._name
 
+    @property
+    def found(self) -> list[Found]:
+        """Its images, as the layout's reader found them."""
+        return self._found
+
     def __len__(self) -> int:
         return len(self._found)
 

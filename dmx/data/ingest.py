@@ -11,6 +11,7 @@ from pathlib import Path
 from dmx.cores import cores
 from dmx.data.images import broken_reason
 from dmx.data.layouts import Found, Layout, Options, Unreadable, recognise
+from dmx.data.layouts.base import BytesRef
 from dmx.data.manifest import SKIPPED_NAME, SPLITS, Manifest
 from dmx.data.prefetch import map_ahead
 from dmx.data.published import count_warnings
@@ -72,6 +73,16 @@ def left_out_warning(root: Path, count: int, first: Unreadable, where: str) -> s
     """The sentence about a source of which not everything is read; `where` tells what lists it all."""
     entries = "1 image or folder is" if count == 1 else f"{count:,} images or folders are"
     return f"{root}: {entries} left out, the first is {first.key} ({first.reason}); {where}"
+
+
+def _count(layout: Layout, root: Path, options: Options) -> int | None:
+    """How many images there are to try; None where they lie in archives that are only read in passing."""
+    count = 0
+    for item in read_source(layout, root, options):
+        if isinstance(item, Found) and isinstance(item.image, BytesRef):
+            return None
+        count += 1
+    return count
 
 
 def _check(item: Found | Unreadable) -> Checked:
@@ -152,7 +163,8 @@ def ingest(
     with writer, ThreadPoolExecutor(count, thread_name_prefix="ingest") as pool:
         items = read_source(chosen, root, options)
         checked = map_ahead(pool, _check, items, AHEAD_PER_WORKER * count)
-        images, skipped = _copy(progress(checked, label="ingest", unit="images"), writer)
+        total = _count(chosen, root, make_options(camera, camera_pattern))
+        images, skipped = _copy(progress(checked, label="ingest", total=total, unit="images"), writer)
         if images == 0:
             listed = "".join(f"\n  {item.key}: {item.reason}" for item in skipped)
             raise DmxError(

@@ -14,10 +14,12 @@ WANTED = ("model.safetensors", "config.yaml")
 def local_folder(path: str | Path) -> Path:
     """The folder of a model: `path` itself where there is one, else what the hub has by that name.
 
+    `runs/first` is a path, and nobody is asked for it, where there is a folder `runs`.
+
     Raises:
         DmxError: there is neither, or the hub cannot be reached.
     """
-    if Path(path).exists() or not HUB_ID.fullmatch(str(path)):
+    if Path(path).exists() or not HUB_ID.fullmatch(str(path)) or Path(path).parent.exists():
         return Path(path)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

@@ -8,28 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dmx.deployment import OPSET
 from dmx.errors import DmxError
-from dmx.model import EmbeddingModel
+from dmx.model import EmbeddingModel, Retrieval
 
 INPUT, OUTPUT = "images", "embeddings"
 TOLERANCE = 1e-4
 BATCHES = (1, 2, 5)  # the exported one and others, since the batch is dynamic
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-
-
-class Retrieval(nn.Module):
-    """What is exported: normalised images (N, 3, H, W) to embeddings (N, D) of unit length."""
-
-    def __init__(self, model: EmbeddingModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        """See the class."""
-        return self.model.embed(images)
 
 
 def require_packages() -> None:
@@ -58,7 +46,7 @@ def write_onnx(model: EmbeddingModel, height: int, width: int, path: Path, opset
         DmxError: packages are missing, the model cannot be expressed, or the results differ.
     """
     require_packages()
-    retrieval = Retrieval(model).eval()
+    retrieval = Retrieval(model)
     example = _images(2, height, width)
     temporary = path.with_name(f".{path.name}")
     try:

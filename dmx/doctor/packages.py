@@ -57,6 +57,7 @@ REQUIRED = (
 )
 
 _TRAINING = "dmx[{device}]"  # one extra for machines with a GPU, another for those without
+_TRACKERS = "dmx train with log.trackers wandb or mlflow"
 OPTIONAL = (
     Package("ray", ("ray", "ray.data", "ray.train"), "ray",
             "dmx embed, and dmx train and dmx cluster unless another --launcher is given", _TRAINING),
@@ -73,6 +74,10 @@ OPTIONAL = (
     Package("onnxruntime", ("onnxruntime",), "onnx", "dmx export to ONNX", "dmx[export]",
             others=("onnxruntime-gpu",)),
     Package("onnxscript", ("onnxscript",), "onnx", "dmx export to ONNX", "dmx[export]"),
+    Package("wandb", ("wandb",), "tracking", _TRACKERS, "dmx[track]"),
+    Package("mlflow-skinny", ("mlflow",), "tracking", _TRACKERS, "dmx[track]", others=("mlflow",)),
+    Package("sqlalchemy", ("sqlalchemy",), "tracking", _TRACKERS, "dmx[track]"),
+    Package("alembic", ("alembic",), "tracking", _TRACKERS, "dmx[track]", needs=("sqlalchemy",)),
 )  # fmt: skip
 
 
@@ -116,7 +121,7 @@ def section(outcomes: Mapping[str, Outcome], build: str, has_gpu: bool) -> Secti
     names = list(dict.fromkeys(state.package.row for state in states if state.package.row != "others"))
     for name in (*names, "others"):
         some = [state for state in states if state.package.row == name]
-        text = ", ".join(state.told(named=name in ("others", "onnx", "video")) for state in some)
+        text = ", ".join(state.told(named=name in ("others", "onnx", "tracking", "video")) for state in some)
         if name == "torch" and build:
             text += f", built for {build}"
         if missing := [state.package for state in some if not state.is_there]:

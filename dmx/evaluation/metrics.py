@@ -39,6 +39,30 @@ def metrics_from_ranks(
 ) -> Metrics:
     """Average over the queries that have right answers.
 
+    Args:
+        ranks: from 1, ascending within a query, query after query.
+        counts: (Q,) how many of them belong to each query; at least one is not 0.
+        ap: which average precision, see `average_precisions`.
+    """
+    valid = counts[counts > 0]
+    starts = np.cumsum(valid) - valid
+    first, last = ranks[starts], ranks[starts + valid - 1]
+    return Metrics(
+        map=float(np.mean(average_precisions(ranks, counts, ap))),
+        rank1=float(np.mean(first <= 1)),
+        rank5=float(np.mean(first <= 5)),
+        rank10=float(np.mean(first <= 10)),
+        minp=float(np.mean(valid / last)),
+        valid_queries=len(valid),
+        num_queries=len(counts),
+    )
+
+
+def average_precisions(
+    ranks: NDArray[np.int64], counts: NDArray[np.int64], ap: AveragePrecision = "default"
+) -> NDArray[np.float64]:
+    """Average precision of each query that has right answers, (valid,), in order.
+
     With r_1 < ... < r_n the ranks of a query's right answers:
 
         default:    AP = 1/n sum_i i / r_i
@@ -50,7 +74,7 @@ def metrics_from_ranks(
     Args:
         ranks: from 1, ascending within a query, query after query.
         counts: (Q,) how many of them belong to each query; at least one is not 0.
-        ap: which average precision.
+        ap: which of both.
 
     Source: Zheng et al., "Scalable Person Re-identification: A Benchmark", ICCV 2015 (its evaluation code).
     """
@@ -61,13 +85,5 @@ def metrics_from_ranks(
     if ap == "trapezoid":
         before = np.where(ranks > 1, (position - 1) / np.maximum(ranks - 1, 1), 1.0)
         precision = (precision + before) / 2
-    first, last = ranks[starts], ranks[starts + valid - 1]
-    return Metrics(
-        map=float(np.mean(np.add.reduceat(precision, starts) / valid)),
-        rank1=float(np.mean(first <= 1)),
-        rank5=float(np.mean(first <= 5)),
-        rank10=float(np.mean(first <= 10)),
-        minp=float(np.mean(valid / last)),
-        valid_queries=len(valid),
-        num_queries=len(counts),
-    )
+    means: NDArray[np.float64] = np.add.reduceat(precision, starts) / valid
+    return means

@@ -13,6 +13,7 @@ from dmx.evaluation.embedded import UNKNOWN, Embedded
 from dmx.evaluation.metrics import AveragePrecision, Metrics, metrics_from_ranks
 from dmx.evaluation.ranking import ranks_of_hits
 from dmx.evaluation.rerank import reranked_blocks
+from dmx.kernels.progress import counting
 
 BLOCK_BYTES = 256 * 2**20
 
@@ -74,13 +75,15 @@ def evaluate(
         blocks = distance_blocks(query.features, gallery.features, block_bytes)
     ranks: list[NDArray[np.int64]] = []
     counts: list[NDArray[np.int64]] = []
-    for start, distances in blocks:
-        rows = slice(start, start + len(distances))
-        found = ranks_of_hits(
-            distances, query.identities[rows], query.cameras[rows], gallery.identities, gallery.cameras
-        )
-        ranks.append(found[0])
-        counts.append(found[1])
+    with counting(len(query), "evaluation", "queries") as count:
+        for start, distances in blocks:
+            rows = slice(start, start + len(distances))
+            found = ranks_of_hits(
+                distances, query.identities[rows], query.cameras[rows], gallery.identities, gallery.cameras
+            )
+            ranks.append(found[0])
+            counts.append(found[1])
+            count(len(distances))
     return metrics_from_ranks(np.concatenate(ranks), np.concatenate(counts), ap)
 
 

@@ -17,7 +17,9 @@ from scipy.sparse import csc_array, csr_array
 from dmx.errors import DmxError
 from dmx.evaluation.distances import Block, distance_blocks, rows_per_block, squared_distances, squared_norms
 from dmx.kernels.knn import MOST, knn, self_knn
+from dmx.kernels.progress import counting
 
+TOLD_IMAGES = 8192  # images encoded between two reports of progress
 UNIT = 1e-5  # how far a squared norm may be from 1, for distances to be ordered as cosines are
 
 Features = NDArray[np.float32]
@@ -45,7 +47,7 @@ def reranked_blocks(
     block_bytes: int,
     device: str = "cpu",
 ) -> Iterator[Block]:
-    """Yield blocks of re-ranked distances of queries to the gallery.
+    """Blocks of re-ranked distances of queries to the gallery.
 
     1. rank(i): all N images by d(i, .), i itself first, equal distances by index.
     2. R(i): those of the first k1 + 1 of rank(i) that have i among their own first k1 + 1. For each j in
@@ -64,8 +66,8 @@ def reranked_blocks(
         block_bytes: bytes of distances held at a time.
         device: where the neighbours of unit features are sought, as torch names it.
 
-    Yields:
-        (first query, distances (B, G) float32), as `distance_blocks`.
+    Returns:
+        Pairs (first query, distances (B, G) float32), as `distance_blocks`; V is there when they are.
 
     Raises:
         DmxError: a parameter out of its range.
@@ -76,8 +78,19 @@ def reranked_blocks(
     check_parameters(k1, k2, lambda_)
     neighbours, farthest = _neighbours(query, gallery, max(k1 + 1, k2), block_bytes, device)
     V = _expand_queries(_encode(query, gallery, neighbours, farthest, k1), neighbours[:, :k2])
-    encoded_query, inverted = V[: len(query)], csc_array(V[len(query) :])
-    for start, block in distance_blocks(query, gallery, block_bytes):
+    blocks = distance_blocks(query, gallery, block_bytes)
+    return _reranked(blocks, V[: len(query)], csc_array(V[len(query) :]), farthest, lambda_)
+
+
+def _reranked(
+    blocks: Iterator[Block],
+    encoded_query: csr_array,
+    inverted: csc_array,
+    farthest: NDArray[np.float32],
+    lambda_: float,
+) -> Iterator[Block]:
+    """Blocks of distances with the Jaccard distance mixed in, in place."""
+    for start, block in blocks:
         rows = slice(start, start + len(block))
         block /= farthest[rows, None]
         part = encoded_query[rows]
@@ -127,16 +140,18 @@ def _by_distance(
     buffer = np.empty((rows, N), dtype=np.float32)
     nearest = np.empty((N, k), dtype=np.int32)
     farthest = np.empty(N, dtype=np.float32)
-    for base, part in ((0, query), (Q, gallery)):
-        for start in range(0, len(part), rows):
-            x = part[start : start + rows]
-            block = buffer[: len(x)]
-            # The two parts of a row are computed apart: a joint copy of the features would double them.
-            squared_distances(x, query, norms[0], block[:, :Q])
-            squared_distances(x, gallery, norms[1], block[:, Q:])
-            first = base + start
-            own = slice(first, first + len(x))
-            _select(block, first, nearest[own], farthest[own])
+    with counting(N, "re-ranking: neighbours", "images") as count:
+        for base, part in ((0, query), (Q, gallery)):
+            for start in range(0, len(part), rows):
+                x = part[start : start + rows]
+                block = buffer[: len(x)]
+                # The two parts of a row are computed apart: a joint copy of the features would double them.
+                squared_distances(x, query, norms[0], block[:, :Q])
+                squared_distances(x, gallery, norms[1], block[:, Q:])
+                first = base + start
+                own = slice(first, first + len(x))
+                _select(block, first, nearest[own], farthest[own])
+                count(len(x))
     return nearest, farthest
 
 
@@ -185,12 +200,23 @@ def _encode(
     half = round(k1 / 2) + 1  # Python rounds halves to even, as NumPy does.
     near, near_half = (np.ascontiguousarray(neighbours[:, :k]) for k in (k1 + 1, half))
     counts = np.empty(N, dtype=np.int64)
-    _count_expanded(near, near_half, counts)
+    for begin, end in _told(N, "re-ranking: sets"):
+        _count_expanded(near, near_half, counts, begin, end)
     indptr = np.concatenate(([0], np.cumsum(counts)))
     indices = np.empty(int(indptr[-1]), dtype=np.int32)
     data = np.empty(int(indptr[-1]), dtype=np.float32)
-    _weigh_expanded(near, near_half, query, gallery, farthest, indptr, indices, data)
+    for begin, end in _told(N, "re-ranking: weights"):
+        _weigh_expanded(near, near_half, query, gallery, farthest, indptr, indices, data, begin, end)
     return csr_array((data, indices, indptr), shape=(N, N))
+
+
+def _told(images: int, label: str) -> Iterator[tuple[int, int]]:
+    """Blocks [begin, end) of images, each counted when the next is asked for."""
+    with counting(images, label, "images") as count:
+        for begin in range(0, images, TOLD_IMAGES):
+            end = min(begin + TOLD_IMAGES, images)
+            yield begin, end
+            count(end - begin)
 
 
 @njit(cache=True)
@@ -237,15 +263,17 @@ def _expanded(near, near_half, i):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, parallel=True)
-def _count_expanded(near, near_half, counts):  # type: ignore[no-untyped-def]
-    for i in prange(len(near)):
+def _count_expanded(near, near_half, counts, begin, end):  # type: ignore[no-untyped-def]
+    for i in prange(begin, end):
         counts[i] = len(_expanded(near, near_half, i))
 
 
 @njit(cache=True, parallel=True)
-def _weigh_expanded(near, near_half, query, gallery, farthest, indptr, indices, data):  # type: ignore[no-untyped-def]
+def _weigh_expanded(  # type: ignore[no-untyped-def]
+    near, near_half, query, gallery, farthest, indptr, indices, data, begin, end
+):
     Q = len(query)
-    for i in prange(len(near)):
+    for i in prange(begin, end):
         members = _expanded(near, near_half, i)
         weights = np.empty(len(members), dtype=np.float64)
         x = query[i] if i < Q else gallery[i - Q]

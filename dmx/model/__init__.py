@@ -2,7 +2,7 @@
 
 from dmx.model.batchnorm import SynchronisedBatchNorm, frozen_statistics, synchronise_batchnorm
 from dmx.model.discriminator import Discriminator
-from dmx.model.embedding_model import EmbeddingModel, build_model
+from dmx.model.embedding_model import EmbeddingModel, Retrieval, build_model
 from dmx.model.losses import (
     domain_balance_loss,
     domain_labels,
@@ -14,6 +14,7 @@ from dmx.model.losses import (
 __all__ = [
     "Discriminator",
     "EmbeddingModel",
+    "Retrieval",
     "SynchronisedBatchNorm",
     "build_model",
     "domain_balance_loss",

@@ -10,10 +10,9 @@ from torch import nn
 
 from dmx.errors import DmxError
 from dmx.model.ibn import convert_to_ibn_a
-from dmx.model.weights import load_backbone_weights
 
 if TYPE_CHECKING:
-    from dmx.config import ModelConfig
+    from dmx.sections import ModelConfig
 
 IBN_A = "_ibn_a"
 
@@ -25,10 +24,10 @@ def build_backbone(config: ModelConfig) -> nn.Module:
     with a ResNet's `layer4`; others keep the strides they have.
 
     Args:
-        config: backbone, backbone_args, pretrained, weights and last_stride.
+        config: backbone, backbone_args, pretrained and last_stride.
 
     Raises:
-        DmxError: unknown name, arguments or weights that do not fit it.
+        DmxError: unknown name, or arguments that do not fit it.
     """
     name = config.backbone
     base = name.removesuffix(IBN_A)
@@ -51,8 +50,6 @@ def build_backbone(config: ModelConfig) -> nn.Module:
         convert_to_ibn_a(backbone, name)
     if config.last_stride == 1:
         remove_last_stride(backbone)
-    if config.weights:
-        load_backbone_weights(backbone, config.weights)
     return backbone
 
 

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmx.model.backbone import build_backbone
+from dmx.model.weights import load_weights
 
 if TYPE_CHECKING:
-    from dmx.config import ModelConfig
+    from dmx.sections import ModelConfig
 
 
 class EmbeddingModel(nn.Module):
@@ -39,7 +40,7 @@ class EmbeddingModel(nn.Module):
         Returns:
             f: (N, D) pooled features, b: (N, D) the same after the neck.
         """
-        f = self._pool(self.backbone(images))
+        f = pooled(self.backbone, images)
         return f, self.neck(f)
 
     def embed(self, images: Tensor) -> Tensor:
@@ -50,15 +51,37 @@ class EmbeddingModel(nn.Module):
         _, b = self(images)
         return F.normalize(b, dim=1)
 
-    def _pool(self, x: Tensor) -> Tensor:
-        """(N, D, h, w) or (N, h, w, D): mean over positions. (N, L, D): the class token, or the mean."""
-        if x.ndim == 4:
-            channels_last = str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC")
-            return x.mean(dim=(1, 2) if channels_last else (2, 3))
-        if x.ndim == 3:
-            prefix = int(getattr(self.backbone, "num_prefix_tokens", 0))
-            return x[:, 0] if prefix else x.mean(dim=1)
-        return x
+
+class Retrieval(nn.Module):
+    """A trained model as other tools call it: normalised images (N, 3, H, W) to unit embeddings (N, D).
+
+    It shares the model's weights, under the names that they have in `model.safetensors`.
+    """
+
+    def __init__(self, model: EmbeddingModel) -> None:
+        super().__init__()
+        self.backbone, self.neck = model.backbone, model.neck
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See the class."""
+        return F.normalize(self.neck(pooled(self.backbone, images)), dim=1)
+
+
+def pooled(backbone: nn.Module, images: Tensor) -> Tensor:
+    """Features (N, D) of images (N, 3, H, W).
+
+    The mean over positions of a map (N, D, h, w) or (N, h, w, D); of tokens (N, L, D) the class token, or
+    their mean.
+    """
+    x: Tensor = backbone(images)
+    if x.ndim == 4:
+        channels_last = str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC")
+        return x.mean(dim=(1, 2) if channels_last else (2, 3))
+    if x.ndim == 3:
+        prefix = int(getattr(backbone, "num_prefix_tokens", 0))
+        return x[:, 0] if prefix else x.mean(dim=1)
+    return x
 
 
 def build_model(config: ModelConfig) -> EmbeddingModel:
@@ -69,4 +92,7 @@ def build_model(config: ModelConfig) -> EmbeddingModel:
     Raises:
         DmxError: unknown backbone, or arguments or weights that do not fit it.
     """
-    return EmbeddingModel(build_backbone(config))
+    model = EmbeddingModel(build_backbone(config))
+    if config.weights:
+        load_weights(model, config.weights, config.backbone)
+    return model

@@ -22,6 +22,7 @@ from dmx.cluster.approximate import PROBES, RECALL, default_lists
 from dmx.cluster.inverted_lists import ROWS, import_faiss, train_centroids
 from dmx.data.layouts import Unreadable
 from dmx.errors import DmxError
+from dmx.kernels.progress import counting
 from dmx.search.encoder import Encoder, ModelRecord
 from dmx.search.gallery import Gallery, Part
 from dmx.search.images import Origin
@@ -194,8 +195,11 @@ def into_lists(flat: Any, lists: int, seed: int = 0) -> Any:
     quantizer.add(train_centroids(flat.reconstruct_batch(np.sort(chosen)), lists, seed))
     index = faiss.IndexIVFFlat(quantizer, flat.d, lists, faiss.METRIC_INNER_PRODUCT)
     index.is_trained = True
-    for begin in range(0, flat.ntotal, ROWS):
-        index.add(flat.reconstruct_n(begin, min(ROWS, flat.ntotal - begin)))
+    with counting(flat.ntotal, "lists", "rows") as count:
+        for begin in range(0, flat.ntotal, ROWS):
+            rows = min(ROWS, flat.ntotal - begin)
+            index.add(flat.reconstruct_n(begin, rows))
+            count(rows)
     return index
 
 

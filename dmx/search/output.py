@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from dmx.errors import DmxError
+from dmx.page import PAGES, replaced
 from dmx.search.index import Index
 from dmx.search.page import write_page
 from dmx.search.pictures import Pictures
@@ -18,24 +17,7 @@ from dmx.search.queries import Queries
 from dmx.search.ranking import Answer, table, to_tree, told
 
 FORMAT = 1
-PAGES = (".html", ".htm")
 SUFFIXES = (".json", *PAGES)
-
-
-def require_writable(out: Path) -> None:
-    """Check that a ranking can be written to a file, before anything is embedded for it.
-
-    Raises:
-        DmxError: it is neither JSON nor HTML by its name, or cannot be written.
-    """
-    if out.suffix.lower() not in SUFFIXES:
-        raise DmxError(f"--out: wanted a file that ends with {', '.join(SUFFIXES)}, found {out}")
-    if out.is_dir():
-        raise DmxError(f"--out: wanted a file to write, found the folder {out}; name a file in it")
-    if not out.parent.is_dir():
-        raise DmxError(f"--out: wanted a file in a folder that is there, found no folder {out.parent}")
-    if not os.access(out.parent, os.W_OK):
-        raise DmxError(f"--out: wanted a folder that can be written to, found {out.parent}, which cannot")
 
 
 def write_json(out: Path, answers: Sequence[Answer], index: Index) -> None:
@@ -49,7 +31,7 @@ def write_json(out: Path, answers: Sequence[Answer], index: Index) -> None:
         "left_out": [item._asdict() for item in index.left_out],
         "queries": [to_tree(answer) for answer in answers],
     }
-    with _replaced(out) as file:
+    with replaced(out) as file:
         file.write(json.dumps(content, indent=1) + "\n")
 
 
@@ -79,7 +61,7 @@ def write_html(
     pictures: tuple[Pictures | None, Pictures | None] = (None, None)
     if with_pictures:
         pictures = Pictures(queries.split, warn), _gallery_pictures(index, warn)
-    with _replaced(out) as file:
+    with replaced(out) as file:
         write_page(file, f"Ranking of {Path(index.gallery).name}", facts, answers, *pictures)
 
 
@@ -98,15 +80,3 @@ def _gallery_pictures(index: Index, warn: Callable[[str], None]) -> Pictures:
     except (DmxError, OSError) as error:
         warn(f"no pictures of the gallery: {error}")
         return Pictures(None, warn)
-
-
-@contextmanager
-def _replaced(out: Path) -> Iterator[TextIO]:
-    """A file that takes its name when it is whole."""
-    temporary = out.with_name(f".{out.name}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            yield file
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)

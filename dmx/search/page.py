@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import html
-import importlib.resources
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TextIO
 
+from dmx.page import CLOSING, framed, opening, text
 from dmx.search.pictures import Pictures
-from dmx.search.ranking import MARKS, Answer, Hit, printable
+from dmx.search.ranking import MARKS, Answer, Hit
 
-# Nothing but the page's own pictures and styles: whatever a file name holds, no browser runs or fetches it.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 SIGNS = {True: " ✓", False: " ✗", None: ""}
+LEGEND = (
+    '<div class="legend"><span class="right">✓ right: the query\'s identity</span>'
+    '<span class="wrong">✗ wrong: another identity</span><span>plain: not known</span></div>\n'
+)
+
+# The frame with the picture of an image, from its key and its row; None leaves pictures out.
+Frame = Callable[[str, int], str] | None
 
 
 def write_page(
@@ -32,72 +36,64 @@ def write_page(
         answers: what it shows.
         query_pictures, gallery_pictures: None leaves pictures out.
     """
-    css = (importlib.resources.files("dmx.search") / "page.css").read_text(encoding="utf-8")
-    file.write(
-        f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="referrer" content="no-referrer">
-<title>{_text(title)}</title>
-<style>
-{css}</style>
-</head>
-<body>
-<h1>{_text(title)}</h1>
-{"".join(f"<p>{_text(fact)}</p>{chr(10)}" for fact in facts)}\
-<div class="legend"><span class="right">✓ right: the query's identity</span>\
-<span class="wrong">✗ wrong: another identity</span><span>plain: not known</span></div>
-"""
-    )
+    file.write(opening(title))
+    file.write("".join(f"<p>{text(fact)}</p>\n" for fact in facts))
+    file.write(LEGEND)
+    query_frame, hit_frame = _frame_of(query_pictures), _frame_of(gallery_pictures)
     for answer in answers:
-        file.write(_section(answer, query_pictures, gallery_pictures))
-    file.write("</body>\n</html>\n")
+        file.write(answer_section(answer, query_frame, hit_frame))
+    file.write(CLOSING)
 
 
-def _section(answer: Answer, query_pictures: Pictures | None, gallery_pictures: Pictures | None) -> str:
-    hits = "".join(_hit(hit, gallery_pictures) for hit in answer.hits)
-    caption = f"<b>query</b>{_caption(answer.key, answer.identity, answer.camera)}"
+def _frame_of(pictures: Pictures | None) -> Frame:
+    return None if pictures is None else lambda key, row: framed([pictures.uri(row)], key)
+
+
+def answer_section(
+    answer: Answer, query_frame: Frame, hit_frame: Frame, *, named: bool = True, notes: Sequence[str] = ()
+) -> str:
+    """A query and its hits.
+
+    Args:
+        answer: what is shown.
+        query_frame, hit_frame: of their pictures.
+        named: whether file names are shown.
+        notes: lines about the query, plain text.
+    """
+    hits = "".join(_hit(hit, hit_frame, named) for hit in answer.hits)
+    name = answer.key if named else None
+    caption = f"<b>query</b>{_caption(name, answer.identity, answer.camera, notes)}"
     return (
-        f'<section><figure class="query">{_picture(answer.key, answer.row, query_pictures)}'
+        f'<section class="answer"><figure class="query">{_picture(answer.key, answer.row, query_frame)}'
         f"<figcaption>{caption}</figcaption></figure>\n<ol>\n{hits}</ol></section>\n"
     )
 
 
-def _hit(hit: Hit, pictures: Pictures | None) -> str:
+def _hit(hit: Hit, frame: Frame, named: bool) -> str:
     caption = (
         f"<b>{hit.rank}{SIGNS[hit.right]}</b> {hit.similarity:.3f}"
-        f"{_caption(hit.key, hit.identity, hit.camera)}"
+        f"{_caption(hit.key if named else None, hit.identity, hit.camera)}"
     )
     kind = f' class="{MARKS[hit.right]}"' if MARKS[hit.right] else ""
     return (
-        f"<li{kind}><figure>{_picture(hit.key, hit.row, pictures)}"
+        f"<li{kind}><figure>{_picture(hit.key, hit.row, frame)}"
         f"<figcaption>{caption}</figcaption></figure></li>\n"
     )
 
 
-def _picture(key: str, row: int, pictures: Pictures | None) -> str:
-    if pictures is None:
-        return ""
-    uri = pictures.uri(row)
-    inner = '<span class="none">no picture</span>' if uri is None else f'<img src="{uri}" alt="{_text(key)}">'
-    return f'<div class="frame">{inner}</div>'
+def _picture(key: str, row: int, frame: Frame) -> str:
+    return "" if frame is None else frame(key, row)
 
 
-def _caption(key: str, identity: int | None, camera: int | None) -> str:
+def _caption(key: str | None, identity: int | None, camera: int | None, notes: Sequence[str] = ()) -> str:
     known = [
         f"{name} {number}"
         for name, number in (("identity", identity), ("camera", camera))
         if number is not None
     ]
-    lines = [f"<span>{line}</span>" for line in known]
+    lines = "".join(f"<span>{text(line)}</span>" for line in [*known, *notes])
+    if key is None:
+        return lines
     # Of a path the last part, broken after underscores rather than anywhere.
-    name = _text(key.rpartition("/")[2]).replace("_", "_<wbr>")
-    return "".join(lines) + f'<span class="key" title="{_text(key)}">{name}</span>'
-
-
-def _text(text: str) -> str:
-    """Text as HTML shows it, whatever is in it."""
-    return html.escape(printable(text))
+    name = text(key.rpartition("/")[2]).replace("_", "_<wbr>")
+    return lines + f'<span class="key" title="{text(key)}">{name}</span>'

@@ -6,6 +6,8 @@ import base64
 import io
 from collections.abc import Callable
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from dmx.data.images import BrokenImageError, decode
@@ -18,6 +20,8 @@ HEIGHT_PX = 128
 WIDTH_PX = 160
 QUALITY = 85
 
+Pixels = NDArray[np.uint8]
+
 
 def thumbnail(encoded: bytes) -> bytes:
     """An image as a JPEG of at most 160 x 128 pixels, its proportions kept; small ones keep their size.
@@ -27,13 +31,26 @@ def thumbnail(encoded: bytes) -> bytes:
     Raises:
         BrokenImageError: the bytes cannot be decoded.
     """
-    pixels = decode(encoded)
+    return as_jpeg(shrunk(decode(encoded)))
+
+
+def shrunk(pixels: Pixels, height_px: int = HEIGHT_PX, width_px: int = WIDTH_PX) -> Pixels:
+    """(H, W, 3) pixels made to fit into a box, their proportions kept; small ones keep their size."""
     height, width = pixels.shape[:2]
-    scale = min(1.0, HEIGHT_PX / height, WIDTH_PX / width)
-    small = resize(pixels, max(1, round(scale * height)), max(1, round(scale * width)))
+    scale = min(1.0, height_px / height, width_px / width)
+    return resize(pixels, max(1, round(scale * height)), max(1, round(scale * width)))
+
+
+def as_jpeg(pixels: Pixels, quality: int = QUALITY) -> bytes:
+    """(H, W, 3) pixels, encoded."""
     buffer = io.BytesIO()
-    Image.fromarray(small).save(buffer, "JPEG", quality=QUALITY)
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
+
+
+def data_uri(jpeg: bytes) -> str:
+    """A picture for `src`."""
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
 class Pictures:
@@ -52,9 +69,7 @@ class Pictures:
         if self._split is None:
             return None
         try:
-            return (
-                f"data:image/jpeg;base64,{base64.b64encode(thumbnail(self._split.image_bytes(row))).decode()}"
-            )
+            return data_uri(thumbnail(self._split.image_bytes(row)))
         except (BrokenImageError, DmxError) as error:
             if not self._told:
                 self._told = True

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmx.evaluation.embedded import UNKNOWN
+from dmx.kernels.progress import counting
+from dmx.page import printable
 from dmx.search.index import Index
 from dmx.search.queries import Queries
 
@@ -60,10 +62,12 @@ def rank(index: Index, queries: Queries, embeddings: NDArray[np.float32], top: i
         top: hits of each, at least 1; as many as there are, where the gallery has fewer.
     """
     spare = int(queries.of_gallery.any())
-    for begin in range(0, len(embeddings), QUERIES):
-        rows, similarities = index.search(embeddings[begin : begin + QUERIES], top + spare)
-        for place, (found, values) in enumerate(zip(rows, similarities, strict=True)):
-            yield _answer(index, queries, begin + place, found, values, top)
+    with counting(len(embeddings), "search", "queries") as count:
+        for begin in range(0, len(embeddings), QUERIES):
+            rows, similarities = index.search(embeddings[begin : begin + QUERIES], top + spare)
+            for place, (found, values) in enumerate(zip(rows, similarities, strict=True)):
+                yield _answer(index, queries, begin + place, found, values, top)
+            count(len(rows))
 
 
 def _answer(
@@ -129,11 +133,6 @@ def _whose(identity: int | None, camera: int | None) -> str:
         if number is not None
     ]
     return f" ({', '.join(known)})" if known else ""
-
-
-def printable(text: str) -> str:
-    """A file name without what would steer a terminal, or is no text at all."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def told(answers: Sequence[Answer]) -> str:

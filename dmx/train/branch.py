@@ -17,9 +17,10 @@ from dmx.checksums import SUMS, damage, write_sums
 from dmx.config import Config, differences, to_tree, with_absolute_paths
 from dmx.errors import DmxError
 from dmx.train.checkpoint import FOLDER, LATEST, point, read_state
+from dmx.train.clusters import copy_clusters
 from dmx.train.recovery import DESCRIPTION
 from dmx.train.resume import CHANGEABLE, require_changeable, require_epochs_left
-from dmx.train.runlog import EPOCHS, STEPS, write_whole
+from dmx.train.runlog import EPOCHS, NOT_FINITE, STEPS, write_whole
 
 ORIGIN = "origin.json"
 # No epoch has begun where a branch leaves its trunk, so what makes batches may change, and so may the target.
@@ -98,11 +99,17 @@ def begin_branch(run: Path, checkpoint: Path, config: Config) -> None:
         state = json.loads((place / "state.json").read_text(encoding="utf-8"))
         (place / "state.json").unlink()
         write_whole(place / "state.json", json.dumps(state | {"independence_threshold": None}, indent=1))
-    for log in (STEPS, EPOCHS):  # the run drops the lines behind the checkpoint when it opens them
+    for log in (
+        STEPS,
+        EPOCHS,
+        NOT_FINITE,
+    ):  # the run drops the lines behind the checkpoint when it opens them
         if (trunk / log).exists():
             shutil.copyfile(trunk / log, run / log)
     (place / SUMS).unlink()
     write_sums(place)
+    # Another target's rows are other images.
+    copy_clusters(trunk, run, 0 if "data.target" in changed else progress.epoch)
     point(run, LATEST, place.name)
 
 

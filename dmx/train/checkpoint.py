@@ -262,13 +262,16 @@ def checkpoint_folder(path: str | Path, pointer: str = LATEST) -> Path:
     """The folder that holds a model's weights.
 
     Args:
-        path: a run folder, or a checkpoint folder, or what `dmx export` wrote.
+        path: a run folder, or a checkpoint folder, or what `dmx export` wrote, or the name of such an export
+            on the Hugging Face hub.
         pointer: which checkpoint of a run folder: `latest`, or `best` where it is recorded.
 
     Raises:
         DmxError: there is no checkpoint at `path`.
     """
-    folder = Path(path)
+    from dmx.deployment.hub import local_folder
+
+    folder = local_folder(path)
     if (folder / f"{MODEL}.safetensors").exists():
         return folder
     found = latest(folder, pointer)

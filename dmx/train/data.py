@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dmx.config import BatchConfig, Config
-from dmx.data.dataset import open_dataset
+from dmx.config import Config
+from dmx.data.dataset import Dataset, open_dataset
+from dmx.data.fingerprint import describe_dataset
 from dmx.data.loader import TrainLoader
 from dmx.data.sampler import IdentityBatchSampler, quota_sizes
 from dmx.data.shards import Split
@@ -21,6 +23,7 @@ from dmx.data.transforms import TrainTransform
 from dmx.distributed import World
 from dmx.errors import DmxError
 from dmx.evaluation import require_answers
+from dmx.sections import BatchConfig
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class TrainingData:
         source_labels: (N,) int64, their identities renumbered from 0 to S - 1, -1 where unknown.
         target: unlabelled images to train on; None trains on the source alone.
         tests: name to (query, gallery) of the sets that are reported on.
+        datasets: what they are splits of: `source`, `target`, and `test NAME`.
     """
 
     config: Config
@@ -53,6 +57,7 @@ class TrainingData:
     source_labels: NDArray[np.int64]
     target: Split | None
     tests: dict[str, tuple[Split, Split]]
+    datasets: Mapping[str, Dataset] = field(default_factory=dict)
 
     @classmethod
     def open(cls, config: Config, processes: int = 1) -> TrainingData:
@@ -74,7 +79,8 @@ class TrainingData:
         _require_settings(config, processes)
         # The published code takes RandPerson's camera without its scene.
         camera = "camera" if config.compat == "official" else "scene"
-        source = open_dataset(config.data.source, camera=camera).split("train")
+        datasets = {"source": open_dataset(config.data.source, camera=camera)}
+        source = datasets["source"].split("train")
         labels = _numbered(source.identities)
         if labels.max(initial=-1) < 1:
             raise DmxError(
@@ -82,7 +88,8 @@ class TrainingData:
             )
         target = None
         if config.data.target is not None:
-            target = open_dataset(config.data.target, camera=camera).split("train")
+            datasets["target"] = open_dataset(config.data.target, camera=camera)
+            target = datasets["target"].split("train")
             if config.cluster.labels == "identities" and target.identities.max(initial=-1) < 0:
                 raise DmxError(
                     f"{config.data.target}: cluster.labels is identities, which wants a target with "
@@ -93,7 +100,14 @@ class TrainingData:
                     f"{config.data.target}: cluster.centre_cameras and cluster.same_camera_share want a "
                     "target with cameras, found none in split train; set them to false and 1"
                 )
-        return cls(config, source, labels, target, _open_tests(config.data.tests))
+        sets = {name: open_dataset(path) for name, path in names_of_tests(config.data.tests).items()}
+        tests = {name: _sides(dataset) for name, dataset in sets.items()}
+        datasets |= {f"test {name}": dataset for name, dataset in sets.items()}
+        return cls(config, source, labels, target, tests, datasets)
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Of every data set, by what it is to the run, what tells it from what it was before."""
+        return {role: describe_dataset(dataset) for role, dataset in self.datasets.items()}
 
     @property
     def num_source(self) -> int:
@@ -244,16 +258,17 @@ def _domain_sizes(batch: BatchConfig) -> tuple[int, ...]:
     return tuple(quota_sizes((batch.source_share, 1 - batch.source_share), (1, 1), batch.identities))
 
 
-def _open_tests(paths: tuple[str, ...]) -> dict[str, tuple[Split, Split]]:
-    """Query and gallery of each test set, by the name of its folder; the whole path where names repeat."""
+def names_of_tests(paths: Sequence[str]) -> dict[str, str]:
+    """The path of each test set by the name of its folder; by the whole path where names repeat."""
     names = [Path(path).name for path in paths]
-    tests = {}
-    for path, name in zip(paths, names, strict=True):
-        dataset = open_dataset(path)
-        query, gallery = dataset.split("query"), dataset.split("gallery")
-        try:
-            require_answers(query, gallery)
-        except DmxError as error:
-            raise DmxError(f"{path}: {error}") from error
-        tests[name if names.count(name) == 1 else path] = query, gallery
-    return tests
+    return {name if names.count(name) == 1 else path: path for path, name in zip(paths, names, strict=True)}
+
+
+def _sides(dataset: Dataset) -> tuple[Split, Split]:
+    """Query and gallery of a test set."""
+    query, gallery = dataset.split("query"), dataset.split("gallery")
+    try:
+        require_answers(query, gallery)
+    except DmxError as error:
+        raise DmxError(f"{dataset.path}: {error}") from error
+    return query, gallery

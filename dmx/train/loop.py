@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -23,14 +22,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dmx.cluster.sharded import sharded_centroids, sharded_pseudo_labels
+from dmx.cluster.sharded import ShardedPseudoLabels, sharded_centroids, sharded_pseudo_labels
 from dmx.cluster.validation import as_features
 from dmx.data.shards import Split
 from dmx.distributed import meet, share, use_cores
 from dmx.evaluation import Embedded
 from dmx.evaluation import evaluate as evaluate_retrieval
 from dmx.neighbours import as_clustered, find_neighbours, label_settings
-from dmx.progress import progress_bar
+from dmx.progress import progress_bar, say
+from dmx.train.clusters import EpochClusters, write_clusters
 from dmx.train.data import EpochLabels
 from dmx.train.extraction import extract, extract_shards, shards_of
 from dmx.train.not_finite import leave_out
@@ -191,6 +191,7 @@ def _cluster(trainer: Trainer, epoch: int, features: Features) -> tuple[EpochLab
     )
     labels, identities = torch.from_numpy(found.labels), found.num_identities
     wanted = trainer.data.least_pseudo_identities()
+    _keep_clusters(trainer, epoch, found, identities >= wanted)
     if identities < wanted:
         _say(
             trainer,
@@ -201,6 +202,14 @@ def _cluster(trainer: Trainer, epoch: int, features: Features) -> tuple[EpochLab
         return EpochLabels(torch.full_like(labels, -1), 0), None
     trainer.progress.independence_threshold = found.independence_threshold
     return EpochLabels(labels, identities), found.centroids
+
+
+def _keep_clusters(trainer: Trainer, epoch: int, found: ShardedPseudoLabels, used: bool) -> None:
+    """Write down what was found, by the first process, which alone knows why."""
+    if trainer.log is not None and found.evidence is not None:
+        trainer.log.require_writer()
+        clusters = EpochClusters(epoch, found.evidence, found.independence_threshold, used)
+        write_clusters(trainer.run, clusters, trainer.config.schedule.keep_clusters)
 
 
 def _report_clusters(trainer: Trainer, epoch: int, labels: EpochLabels) -> None:
@@ -257,4 +266,4 @@ def _line(name: str, metrics: dict[str, float]) -> str:
 
 def _say(trainer: Trainer, message: str) -> None:
     if trainer.world.leads:
-        print(message, file=sys.stderr, flush=True)
+        say(message)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Container
 from pathlib import Path
 
 from dmx.checksums import damage
 from dmx.errors import DmxError
+from dmx.progress import say
 from dmx.train.checkpoint import BEST, CONFIG_FILE, FOLDER, LATEST, STATE_FILE, latest, point
 
 # Enough to know what a run is, without reading gigabytes.
@@ -51,8 +51,8 @@ def _set_aside(run: Path, whole: Path, faults: dict[Path, str]) -> None:
     if not faults:
         return
     for fault in faults.values():
-        print(f"warning: damaged checkpoint: {fault}", file=sys.stderr, flush=True)
-    print(f"warning: going on from {whole.name}, the last whole one", file=sys.stderr, flush=True)
+        say(f"warning: damaged checkpoint: {fault}")
+    say(f"warning: going on from {whole.name}, the last whole one")
     best = latest(run, BEST)
     point(run, LATEST, whole.name)
     for path in faults:

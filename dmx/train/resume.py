@@ -8,6 +8,9 @@ from typing import Any
 
 from dmx.config import Config, differences, from_tree, read_yaml, with_absolute_paths
 from dmx.errors import DmxError
+from dmx.model import EmbeddingModel
+from dmx.model.backbone import build_backbone
+from dmx.model.weights import load_weights
 from dmx.train.checkpoint import Progress, latest, read_state
 from dmx.train.runlog import CONFIG
 
@@ -24,6 +27,7 @@ CHANGEABLE = (
     "optim.",
     "classifier.",
     "loss.",
+    "log.",
 )
 
 
@@ -31,19 +35,28 @@ def check_changes(run: Path, config: Config) -> None:
     """Check that `config`, with absolute paths, goes with what the run folder holds, if it holds anything.
 
     Raises:
-        DmxError: naming the settings that cannot change any more; without a checkpoint, naming the file of
-            weights that is missing.
+        DmxError: naming the settings that cannot change any more.
     """
     checkpoint = latest(run)
     if checkpoint is None:
-        weights = config.model.weights
-        if weights is not None and not Path(weights).is_file():
-            raise DmxError(f"model.weights: wanted a local file of weights, found none at {weights}")
         return
     progress, trained_with = read_state(checkpoint)
     changed = differences(with_absolute_paths(trained_with), config)
     require_changeable(checkpoint, changed, CHANGEABLE, "leave them as they are, or choose another --run")
     _check_schedule(checkpoint, progress, config, changed)
+
+
+def starting_point(run: Path, config: Config) -> str | None:
+    """What a run without a checkpoint takes from its file of weights, in a line; None where it takes none.
+
+    Raises:
+        DmxError: the file cannot be read or does not fit the backbone.
+    """
+    weights = config.model.weights
+    if weights is None or latest(run) is not None:
+        return None
+    model = EmbeddingModel(build_backbone(config.model))
+    return load_weights(model, weights, config.model.backbone).told(weights)
 
 
 def require_changeable(
@@ -91,6 +104,12 @@ def _check_schedule(checkpoint: Path, progress: Progress, config: Config, change
             f"schedule.steps_per_epoch: wanted at least the {progress.step} steps that {checkpoint} has done "
             f"of its epoch, found {schedule.steps_per_epoch}"
         )
+
+
+def first_step(run: Path) -> int:
+    """The step, from 0, at which training goes on from the run's latest checkpoint."""
+    checkpoint = latest(run)
+    return 0 if checkpoint is None else read_state(checkpoint)[0].global_step
 
 
 def goes_further(run: Path, config: Config) -> bool:

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl (a line a step), epochs.jsonl (a line an epoch), TensorBoard, versions.
+"""What a run tells: metrics.jsonl (a line a step), epochs.jsonl (a line an epoch), and its trackers.
 
 not_finite.jsonl has the steps that were not finite, if there were any, with their images.
 """
@@ -10,7 +10,8 @@ import json
 import os
 import platform
 import secrets
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,12 +19,13 @@ import yaml
 
 from dmx.config import Config, to_tree
 from dmx.errors import DmxError
+from dmx.train.following import CLOSE_S, Follower
+from dmx.train.trackers import Point, Tracker
 
 STEPS = "metrics.jsonl"
 EPOCHS = "epochs.jsonl"
 NOT_FINITE = "not_finite.jsonl"
 CONFIG = "config.yaml"
-VERSIONS = "versions.json"
 WRITER = ".writer"
 PACKAGES = ("dmx", "torch", "torchvision", "timm", "deepspeed", "ray", "numpy", "numba", "safetensors")
 
@@ -35,14 +37,14 @@ class RunLog:
     of reach, and runs on all the same, finds another's name in the folder and stops.
     """
 
-    def __init__(self, run: Path, *, global_step: int, epoch: int, tensorboard: bool = True) -> None:
+    def __init__(self, run: Path, *, global_step: int, epoch: int, trackers: Sequence[Tracker] = ()) -> None:
         """Open the logs of a run that goes on at `global_step` and `epoch`; later lines are dropped.
 
         Args:
             run: the run folder.
             global_step: the next step of the run, from 0.
             epoch: the epoch it lies in, from 0.
-            tensorboard: also write TensorBoard events.
+            trackers: who else is told.
         """
         self._run, self._name = run, f"{os.uname().nodename}/{os.getpid()}/{secrets.token_hex(8)}"
         write_whole(run / WRITER, self._name)
@@ -51,13 +53,7 @@ class RunLog:
         _truncate(run / EPOCHS, lambda line: line["epoch"] < epoch)
         self._steps: TextIO = open(run / STEPS, "a", encoding="utf-8")  # noqa: SIM115  # closed by close()
         self._epochs: TextIO = open(run / EPOCHS, "a", encoding="utf-8")  # noqa: SIM115
-        self._board: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(
-                str(run / "tensorboard"), purge_step=global_step or None, flush_secs=10
-            )
+        self._followers = [Follower(tracker) for tracker in trackers]
 
     def require_writer(self) -> None:
         """Check that no other process has taken the run over, before something is written that stays.
@@ -89,20 +85,28 @@ class RunLog:
         self._show("epoch", values, global_step - 1)
 
     def _show(self, group: str, values: Mapping[str, Any], global_step: int) -> None:
-        if self._board is None:
-            return
-        for name, value in values.items():
-            if isinstance(value, Mapping):
-                self._show(f"{group}/{name}", value, global_step)
-            elif isinstance(value, int | float) and name not in ("epoch", "step", "global_step"):
-                self._board.add_scalar(f"{group}/{name}", value, global_step)
+        point = Point(global_step, time.time(), dict(_numbers(group, values)))
+        for follower in self._followers:
+            follower.put(point)
 
-    def close(self) -> None:
-        """Flush and close all logs."""
+    def close(self, *, failed: bool = False) -> None:
+        """Flush and close all logs; `failed` if the run did not end as it should."""
         self._steps.close()
         self._epochs.close()
-        if self._board is not None:
-            self._board.close()
+        deadline = time.monotonic() + CLOSE_S
+        for follower in self._followers:
+            follower.end(failed)
+        for follower in self._followers:
+            follower.join(deadline)
+
+
+def _numbers(group: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Numbers by the names that trackers show them under."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(f"{group}/{name}", value)
+        elif isinstance(value, int | float) and name not in ("epoch", "step", "global_step"):
+            yield f"{group}/{name}", value
 
 
 def _append(file: TextIO, values: Mapping[str, Any]) -> None:
@@ -151,7 +155,6 @@ def versions() -> dict[str, str]:
 
 
 def describe_run(run: Path, config: Config) -> None:
-    """Save the resolved configuration and the versions into the run folder."""
+    """Save the resolved configuration into the run folder."""
     run.mkdir(parents=True, exist_ok=True)
     write_whole(run / CONFIG, yaml.safe_dump(to_tree(config), sort_keys=False))
-    write_whole(run / VERSIONS, json.dumps(versions(), indent=1) + "\n")

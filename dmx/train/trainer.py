@@ -19,11 +19,13 @@ from dmx.errors import DmxError
 from dmx.model import Discriminator, build_model, synchronise_batchnorm
 from dmx.train.checkpoint import MODEL, Checkpoint, Progress, write_checkpoint
 from dmx.train.classifier import INITIAL_STD, Classifier, ClassifierSettings
+from dmx.train.clusters import forget_clusters_from
 from dmx.train.data import EpochLabels, TrainingData
 from dmx.train.engines import Engine, EngineSettings, Precision, precision_here
 from dmx.train.extraction import Feed, make_feed
 from dmx.train.runlog import RunLog, versions
 from dmx.train.step import Players
+from dmx.train.trackers import make_trackers
 from dmx.waiting import waiting
 
 DOMAINS = 2
@@ -50,7 +52,7 @@ class Trainer:
     def __exit__(self, *error: object) -> None:
         """Close the logs and take the engines off the modules."""
         if self.log is not None:
-            self.log.close()
+            self.log.close(failed=error[0] is not None)
         self.players.generator.close()
         self.players.discriminator.close()
 
@@ -168,7 +170,10 @@ def build_trainer(config: Config, run: Path, world: World, checkpoint: Checkpoin
         players = Players(Engine(model, settings, world), Engine(discriminator, settings, world), classifier)
     log = None
     if world.leads:
-        log = RunLog(run, global_step=progress.global_step, epoch=progress.epoch)
+        trackers = make_trackers(config, run, progress.global_step)
+        log = RunLog(run, global_step=progress.global_step, epoch=progress.epoch, trackers=trackers)
+        # In the middle of an epoch its clusters stay: it goes on with their labels.
+        forget_clusters_from(run, progress.epoch + (progress.step > 0))
     trainer = Trainer(config, run, world, data, players, progress, log)
     if checkpoint is not None:
         _restore(trainer, checkpoint)

@@ -14,7 +14,8 @@ import dmx.config
 from dmx.config import Config
 from dmx.distributed import share, use_cores, world
 from dmx.errors import DmxError
-from dmx.progress import silence
+from dmx.kernels.progress import listening
+from dmx.progress import progress_bar, silence
 from dmx.train import loop
 from dmx.train.checkpoint import read_checkpoint
 from dmx.train.engines import forget_process_group
@@ -36,7 +37,7 @@ def train_worker(run: str | Path, *, local: tuple[int, int] | None = None) -> No
     folder = Path(run)
     origin = str(folder / CONFIG)
     config = dmx.config.from_tree((origin, dmx.config.read_yaml(folder / CONFIG)))
-    with world(config.timeout_s, local) as place:
+    with world(config.timeout_s, local) as place, listening(progress_bar):
         use_cores(place)
         if not place.leads:
             silence()

@@ -14,6 +14,8 @@ from typing import Generic, TypeVar
 
 import torch
 
+from dmx.kernels.progress import counting
+
 Result = TypeVar("Result")
 Thing = TypeVar("Thing")
 
@@ -38,7 +40,11 @@ class Workers:
 
     def each(self, task: Callable[[int], Result], numbers: Iterable[int]) -> list[Result]:
         """Calls `task` with every number, `count` at a time, and returns the results in their order."""
-        return list(self._pool.map(task, numbers))
+        return list(self.results(task, numbers))
+
+    def results(self, task: Callable[[int], Result], numbers: Iterable[int]) -> Iterator[Result]:
+        """As `each`, one after the other as they come."""
+        return self._pool.map(task, numbers)
 
 
 class Spare(Generic[Thing]):
@@ -63,20 +69,35 @@ class Spare(Generic[Thing]):
         self._free.put(thing)
 
 
-def run_blocks(task: Callable[[int, int], Result], rows: int, block: int) -> list[Result]:
+def run_blocks(
+    task: Callable[[int, int], Result], rows: int, block: int, label: str | None = None
+) -> list[Result]:
     """Calls `task(begin, end)` for every block of rows and returns the results in the order of the rows.
 
     Args:
         task: what to do with rows [begin, end); has to release the GIL to run in parallel.
         rows: number of rows in all.
         block: largest number of rows a call gets.
+        label: tell of this step by this name (see `dmx.kernels.progress`).
 
     Returns:
         One result a block, in order. The number of threads is torch's (`torch.set_num_threads`).
     """
+    if label is None:
+        return list(_results(task, rows, block))
+    with counting(rows, label, "rows") as count:
+        done = []
+        for result in _results(task, rows, block):
+            done.append(result)
+            count(min(block, rows - block * (len(done) - 1)))
+        return done
+
+
+def _results(task: Callable[[int, int], Result], rows: int, block: int) -> Iterator[Result]:
     starts = range(0, rows, max(block, 1))
     threads = min(torch.get_num_threads(), len(starts))
     if threads <= 1:
-        return [task(begin, min(begin + block, rows)) for begin in starts]
+        yield from (task(begin, min(begin + block, rows)) for begin in starts)
+        return
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda begin: task(begin, min(begin + block, rows)), starts))
+        yield from pool.map(lambda begin: task(begin, min(begin + block, rows)), starts)

@@ -39,7 +39,9 @@ from numpy.typing import NDArray
 
 from dmx.kernels.cpu.blocks import Workers, run_blocks
 from dmx.kernels.cpu.similarity import GRID
+from dmx.kernels.progress import counting
 
+LABEL, UNIT = "neighbours", "pairs"  # as progress is told
 TILE = 512  # rows and columns of a tile: 1 MB in float32, and the product runs at its full rate
 _CHUNK = 16  # scores tested at once: a chunk without a hit costs a few vector instructions
 _NARROW = 128  # below this width a product costs nothing, and float32 needs far fewer candidates
@@ -295,6 +297,12 @@ class _Tile:
     row: int
     column: int
 
+    @property
+    def pairs(self) -> int:
+        """Pairs of rows that it compares, each once."""
+        rows = len(self.scores)
+        return pairs_within(rows) if self.row == self.column else self.scores.size
+
 
 def tile_of(rows: _Rows, others: _Rows, row: int, column: int) -> _Tile:
     """The product of rows from `row` and columns from `column` on."""
@@ -333,6 +341,11 @@ class Buffers:
         return Candidates(self.ids, self.counts, self.keys)
 
 
+def pairs_within(n: int) -> int:
+    """Pairs of n rows, each row with itself among them."""
+    return n * (n + 1) // 2
+
+
 def rounding_of(dtype: torch.dtype) -> float:
     """r of the formula on top of the file."""
     return 2.0**-8 if dtype == torch.bfloat16 else 2.0**-24
@@ -355,13 +368,14 @@ def self_candidates(features: NDArray[Any], squares: NDArray[np.float64], k: int
     def along_columns(tile: int) -> None:
         buffers.scan(tiles[tile], False, rows.offset)
 
-    with Workers() as workers:
+    with Workers() as workers, counting(pairs_within(len(features)), LABEL, UNIT) as count:
         # Along a diagonal of tiles all rows differ, and so do all columns: no two threads feed one buffer.
         for distance in range(blocks):
             for first in range(0, blocks - distance, workers.count):
                 tiles = workers.each(along_rows, range(first, min(first + workers.count, blocks - distance)))
                 if distance:
                     workers.each(along_columns, range(len(tiles)))
+                count(sum(tile.pairs for tile in tiles))
     return buffers.finish(constants_of(rows, rows, mean))
 
 
@@ -376,10 +390,13 @@ def query_candidates(
     rows = prepare(queries, query_squares, mean, dtype)
     buffers = Buffers(len(queries), k, bound_errors(rows, others, rounding_of(dtype)), rounding_of(dtype))
 
-    def strip(row: int) -> None:
+    def strip(row: int) -> int:
         for column in range(0, len(features), TILE):
-            buffers.scan(tile_of(rows, others, row, column), True, others.offset)
+            tile = tile_of(rows, others, row, column)
+            buffers.scan(tile, True, others.offset)
+        return len(tile.scores) * len(features)
 
-    with Workers() as workers:
-        workers.each(strip, range(0, len(queries), TILE))
+    with Workers() as workers, counting(len(queries) * len(features), LABEL, UNIT) as count:
+        for pairs in workers.results(strip, range(0, len(queries), TILE)):
+            count(pairs)
     return buffers.finish(constants_of(rows, others, mean))

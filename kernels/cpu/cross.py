@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from dmx.kernels.cpu.blocks import Workers
 from dmx.kernels.cpu.candidates import (
+    LABEL,
     TILE,
+    UNIT,
     Buffers,
     Candidates,
     bound_errors,
@@ -26,6 +28,7 @@ from dmx.kernels.cpu.candidates import (
     tile_of,
 )
 from dmx.kernels.cpu.knn import Distinct, Neighbours, again_in_float32, distinct_rows, rescored, spread_all
+from dmx.kernels.progress import counting
 
 
 @dataclass(frozen=True)
@@ -63,15 +66,16 @@ def cross_candidates(a: Wanted, b: Wanted, k: int) -> tuple[Candidates, Candidat
     down, across = (-(-len(side.low) // TILE) for side in (rows, columns))
     around = max(down, across)
 
-    def both(block: int) -> None:
+    def both(block: int) -> int:
         tile = tile_of(rows, columns, block * TILE, (block + distance) % around * TILE)
         by_row.scan(tile, True, columns.offset)
         by_column.scan(tile, False, rows.offset)
+        return tile.scores.size
 
-    with Workers() as workers:
+    with Workers() as workers, counting(len(a.features) * len(b.features), LABEL, UNIT) as count:
         # Along a diagonal of tiles all rows differ, and so do all columns: no two threads feed one buffer.
         for distance in range(around):
-            workers.each(both, [i for i in range(down) if (i + distance) % around < across])
+            count(sum(workers.each(both, [i for i in range(down) if (i + distance) % around < across])))
     return by_row.finish(constants[0]), by_column.finish(constants[1])
 
 

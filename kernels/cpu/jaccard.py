@@ -223,7 +223,7 @@ def jaccard_pairs(v: SparseRows, max_distance: float) -> SparseRows:
                 return SparseRows(starts, out[:used].copy(), distances[:used].copy())
             room = used
 
-    return join_rows(run_blocks(block, n, _ROWS)).put_back(visit)
+    return join_rows(run_blocks(block, n, _ROWS, "Jaccard distances")).put_back(visit)
 
 
 def candidates(

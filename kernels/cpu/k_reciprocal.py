@@ -166,7 +166,9 @@ def mutual(near: Nearby, half: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_
     rows = len(near.own)
     full = np.empty(near.own.shape, np.bool_)
     tight = np.empty((rows, half), np.bool_)
-    run_blocks(lambda a, b: _mutual(near.own, near.places, near.lists, full, tight, a, b), rows, _ROWS)
+    run_blocks(
+        lambda a, b: _mutual(near.own, near.places, near.lists, full, tight, a, b), rows, _ROWS, "reciprocity"
+    )
     return full, tight
 
 
@@ -189,7 +191,7 @@ def members(
                      part.starts, part.indices, part.values, first, last)  # fmt: skip
         return part.cut()
 
-    return join_rows(run_blocks(block, len(near.own), _ROWS))
+    return join_rows(run_blocks(block, len(near.own), _ROWS, "k-reciprocal sets"))
 
 
 def weigh(
@@ -202,7 +204,7 @@ def weigh(
         _weigh(features, squares, numbers, others, other_squares, rows.starts, rows.indices, rows.values,
                begin, end)  # fmt: skip
 
-    run_blocks(block, len(rows), _ROWS)
+    run_blocks(block, len(rows), _ROWS, "k-reciprocal weights")
 
 
 def sum_to_one(rows: SparseRows) -> None:
@@ -223,7 +225,7 @@ def expand(lists: NDArray[np.int32], rows: SparseRows, columns: int) -> SparseRo
                      part.starts, part.indices, part.values, first, last)  # fmt: skip
         return part.cut()
 
-    return join_rows(run_blocks(block, len(lists), _ROWS))
+    return join_rows(run_blocks(block, len(lists), _ROWS, "query expansion"))
 
 
 def k_reciprocal(

@@ -149,7 +149,7 @@ def rescored(
     run_blocks(
         lambda a, b: _rescore(queries, query_squares, features, squares, candidates.ids, candidates.counts,
                               candidates.at_most, own, out.indices, out.similarities, a, b),
-        len(queries), _ROWS,
+        len(queries), _ROWS, "neighbours, exact order",
     )  # fmt: skip
     return out
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import peers
 import pytest
 import tiny
 
@@ -12,6 +14,12 @@ import tiny
 def tiny_settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Settings of a run over four epochs: source alone, stage one, twice stage two; with data of its own."""
     return tiny.tiny_settings(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def peer_tools() -> Path:
+    """The folder of other tools, for `peers.run`."""
+    return peers.installed()
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ SCALE = "0.03"
 
 def demo(out: Path) -> subprocess.CompletedProcess[str]:
     """`make demo` in this environment, as if its installation were up to date."""
-    words = ["make", "-o", f"{sys.prefix}/.installed", "demo", f"VENV={sys.prefix}"]
+    words = ["make", "--no-print-directory", "-o", f"{sys.prefix}/.installed", "demo", f"VENV={sys.prefix}"]
     words.append(f"DEMO=--out {out} --scale {SCALE}")
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
 
@@ -42,6 +42,7 @@ def test_demo_from_nothing(tmp_path: Path) -> None:
     assert len(log) == steps.pop()
     text = (tmp_path / "result.md").read_text()
     assert text in done.stdout
+    assert done.stdout.endswith(f"to look at it: dmx report {tmp_path}/domainmix\n")
     assert text.count("\n|") >= 6
 
     again = demo(tmp_path)

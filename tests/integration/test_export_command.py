@@ -24,13 +24,13 @@ from tiny import HEIGHT, WIDTH
 import dmx
 from dmx.checksums import write_sums
 from dmx.cli import main
-from dmx.config import ModelConfig
 from dmx.data.dataset import open_dataset
 from dmx.data.transforms import normalise_batch
 from dmx.deployment import onnx as onnx_module
 from dmx.embedding import embed
 from dmx.errors import DmxError
 from dmx.model import build_model
+from dmx.sections import ModelConfig
 from dmx.train.checkpoint import latest, load_model
 from dmx.train.worker import train_worker
 
@@ -186,16 +186,17 @@ def test_a_model_that_onnx_computes_otherwise_is_not_written(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As if the exporter had lost the neck; and no folder is left half full."""
-    from dmx.model import EmbeddingModel
+    from dmx.model import Retrieval
+    from dmx.model.embedding_model import pooled
 
-    right = EmbeddingModel.embed
+    right = Retrieval.forward
 
-    def without_neck(self: EmbeddingModel, images: torch.Tensor) -> torch.Tensor:
+    def without_neck(self: Retrieval, images: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_exporting():
-            return torch.nn.functional.normalize(self(images)[0], dim=1)
+            return torch.nn.functional.normalize(pooled(self.backbone, images), dim=1)
         return right(self, images)
 
-    monkeypatch.setattr(EmbeddingModel, "embed", without_neck)
+    monkeypatch.setattr(Retrieval, "forward", without_neck)
     assert main(["export", str(trained), str(tmp_path / "out")]) == 2
     assert re.search(
         r"wanted onnxruntime's embeddings within 0.0001 of torch's, found 0\.\d", capsys.readouterr().err

@@ -81,7 +81,7 @@ def test_without_a_result_there_is_nothing_to_draw(tmp_path: Path) -> None:
 def test_what_cannot_be_is_said_at_once(tmp_path: Path) -> None:
     for words, message in (
         (("--jobs", "0"), "--jobs: wanted 1 to"),
-        (("--roles", "9"), "--roles: wanted 1 to 3"),
+        (("--roles", "9"), "--roles: invalid choice: 9"),
         (("--switches", "magic"), "--switches: invalid choice"),
     ):
         done = run(tmp_path, "generalisation.py", *words)

@@ -62,6 +62,7 @@ def test_every_dmx_command_runs_in_order(tmp_path: Path) -> None:
         "cluster",
         "export",
         "search",
+        "report",
         "doctor",
     }
     printed = {}
@@ -77,6 +78,7 @@ def test_every_dmx_command_runs_in_order(tmp_path: Path) -> None:
     assert printed["evaluate"].count("data/mall") == 1
     assert len(Features(tmp_path / "features/campus")) == 24 * 8
     assert "192 images embedded" in printed["embed"]
+    assert (tmp_path / "runs/first/report.html").stat().st_size > 100_000
 
 
 def test_every_python_example_runs(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import assert_bit_identical, losses_of, prepare, tensors_of
+from runs import assert_bit_identical, clusters_of, losses_of, prepare, tensors_of
 
 from dmx.config import from_tree, read_yaml
 from dmx.train import loop
@@ -103,6 +103,7 @@ def test_killed_run_goes_on_bit_identically(whole: Path, killed: Path, tmp_path:
     train_worker(run)
     assert_bit_identical(run, whole)
     assert [line["epoch"] for line in read_lines(run / EPOCHS)] == [0, 1, 2, 3]
+    assert list(clusters_of(run)) == [f"epoch-0000{epoch}.safetensors" for epoch in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("zero_stage", [0, 3])

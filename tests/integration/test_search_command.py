@@ -8,7 +8,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,30 +18,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
-import torch
+from browser import chromium, look
 from numpy.typing import NDArray
 from PIL import Image
+from runs import write_run
 
 from dmx.cli import main
-from dmx.config import from_tree
 from dmx.data.dataset import open_dataset
 from dmx.data.shards import DatasetWriter, Split
 from dmx.embedding import embed
-from dmx.model import build_model
-from dmx.train.checkpoint import Progress, load_model, write_checkpoint
+from dmx.train.checkpoint import load_model
 
 PEOPLE, TOP = 8, 5
 BROKEN = {3: b"no image", 20: b"\xff\xd8\xff cut"}
-
-
-def write_run(folder: Path, settings: dict[str, Any], seed: int) -> Path:
-    """A checkpoint of an untrained model, whose statistics are those of some images."""
-    config = from_tree(("test", {name: settings[name] for name in ("model", "data")}))
-    torch.manual_seed(seed)
-    model = build_model(config.model)
-    model(torch.randn(64, 3, config.data.height, config.data.width))
-    write_checkpoint(folder, Progress(seed=0), config, {"model": model.state_dict()}, keep=1)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -124,13 +112,13 @@ def test_a_kept_index_is_opened_without_embedding_again(
     index = tmp_path / "kept/index"
     words = (place, place, "--split", "gallery", "--model", run_folder, "--index", index)
     first = found(tmp_path, *words)
-    assert "gallery: 72/72 images" in capsys.readouterr().err
+    assert f"{index} is written: 72 images" in capsys.readouterr().err
     before = {path.name: path.stat().st_mtime_ns for path in index.iterdir()}
     assert [path.name for path in index.parent.iterdir()] == ["index"]
 
     assert found(tmp_path, *words)["queries"] == first["queries"]
     told = capsys.readouterr().err
-    assert "gallery: " not in told
+    assert "is written" not in told
     assert f"{index} is opened" in told
     assert {path.name: path.stat().st_mtime_ns for path in index.iterdir()} == before
 
@@ -393,23 +381,6 @@ def coloured_set(folder: Path, name: str) -> list[NDArray[np.uint8]]:
     return colours
 
 
-def chromium() -> str:
-    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
-    if not any(found):
-        pytest.skip("needs Chromium to look at the page, found none")
-    return next(path for path in found if path)
-
-
-def look(page: Path, tmp_path: Path, width: int, *more: str) -> subprocess.CompletedProcess[str]:
-    """Run a headless browser on a page, which must not need a network."""
-    command = [
-        chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-        "--hide-scrollbars", f"--user-data-dir={tmp_path}/profile", f"--window-size={width},900", *more,
-        page.as_uri(),
-    ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-
-
 @pytest.mark.parametrize("width", [390, 1200])
 def test_a_browser_shows_every_picture(run_folder: Path, tmp_path: Path, width: int) -> None:
     """In both widths nothing sticks out; the colours of all pictures are on the screen."""
@@ -458,7 +429,7 @@ def test_a_browser_shows_every_picture(run_folder: Path, tmp_path: Path, width: 
         (["--probes", 4, "--index-type", "flat"], "--probes: wanted an index of lists"),
         (
             ["--out", "ranking.txt"],
-            "--out: wanted a file that ends with .json, .html, .htm, found ranking.txt",
+            "--out: wanted a file that ends with .json, .html or .htm, found ranking.txt",
         ),
         (["--out", "absent/ranking.json"], "--out: .*found no folder absent"),
         (["--index", "s3://bucket/index"], "--index: wanted a local folder"),

@@ -58,7 +58,8 @@ def test_labels_are_those_of_one_worker(shares: list[float]) -> None:
     """And so is everything before them: neighbours, encodings, pairs; whatever the shards are."""
     found = run("steps", shares)
     for rank, told in enumerate(found):
-        assert told == {"knn": True, "v": True, "pairs": True, "labels": True, "centroids": True}, rank
+        steps = ("knn", "v", "pairs", "labels", "evidence", "centroids")
+        assert told == dict.fromkeys(steps, True), rank
 
 
 @pytest.mark.parametrize("shares", [[0.35, 0.65], [0.5, 0.0, 0.5]], ids=str)
@@ -191,6 +192,9 @@ def check_steps(group: Group, x: NDArray[np.float32]) -> dict[str, bool]:
         "v": same(v, all_v.part(begin, end)),
         "pairs": same(pairs, all_pairs.part(begin, end)),
         "labels": bool((found.labels == expected.labels).all()),
+        "evidence": found.evidence is None
+        if group.rank
+        else found.evidence is not None and bool((found.evidence.clusters == expected.base).all()),
         "centroids": bool((found.centroids.numpy() == expected.centroids[first:last]).all()),
     }
 

@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dmx.config import ModelConfig
 from dmx.model import Discriminator, build_model, frozen_statistics, synchronise_batchnorm
+from dmx.sections import ModelConfig
 
 WORLD = 2
 TOLERANCE = 1e-10  # float64: some hundred roundings of 1e-16 on values of order 1 to 100

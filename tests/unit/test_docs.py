@@ -12,10 +12,10 @@ import pytest
 from dmx.config import leaves, recipe_names
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
@@ -31,15 +31,15 @@ def test_every_test_that_the_method_names_is_there() -> None:
         assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{name}"
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_recipes_and_settings_are_known(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    for name in re.findall(r"--recipe ([\w-]+)", text):
+    for name in re.findall(r"--recipe ([a-z][\w-]*)", text):
         assert name in recipe_names(), name
     known = set(leaves())
     sections = "|".join({name.split(".")[0] for name in known if "." in name})
     for name in re.findall(rf"`((?:{sections})\.\w+)", text):
-        assert name in known or name.endswith((".json", ".py", ".md")), name
+        assert name in known or name.endswith((".json", ".py", ".md", ".safetensors")), name
 
 
 def test_the_learning_rate_is_drawn_in_both_modes(tmp_path: Path) -> None:

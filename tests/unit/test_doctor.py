@@ -112,7 +112,7 @@ def test_packages_are_those_of_the_project_file() -> None:
             extra = re.fullmatch(r"dmx\[(\w+)\]", package.install.format(device=device))
             assert extra
             told.setdefault(extra[1], set()).add(package.name)
-    assert told == {extra: names for extra, names in extras.items() if extra != "dev"}
+    assert told == {extra: names for extra, names in extras.items() if extra not in ("docs", "dev")}
 
 
 @pytest.mark.parametrize(
@@ -482,7 +482,7 @@ def test_the_command_works_here_without_a_network(tmp_path: Path, monkeypatch: p
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not (tmp_path / "calls").exists(), (tmp_path / "calls").read_text()
-    lines = done.stdout.splitlines()
+    lines = re.sub(r"\n {17}", " ", done.stdout).splitlines()  # rows that were too wide for a line
     for name, text in (
         ("dmx", re.escape(__version__)),
         ("processor", r".*\d+ of \d+ cores for this process, bf16 in hardware: (yes|no)"),

@@ -1,20 +1,16 @@
-"""Backbones, neck, discriminator, weights from files."""
+"""Backbones, neck, discriminator."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from networks import narrow
 from torch import nn
 
-from dmx.config import ModelConfig
 from dmx.errors import DmxError
 from dmx.model import (
     Discriminator,
-    EmbeddingModel,
     SynchronisedBatchNorm,
     build_model,
     domain_balance_loss,
@@ -22,18 +18,12 @@ from dmx.model import (
     synchronise_batchnorm,
 )
 from dmx.model.ibn import IBN
-
-NARROW = {"channels": (8, 16, 24, 32)}  # the last of a BasicBlock ResNet is the feature width
+from dmx.sections import ModelConfig
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.manual_seed(0)
-
-
-def narrow(**changes: object) -> EmbeddingModel:
-    fields = {"backbone": "resnet18", "backbone_args": NARROW, **changes}
-    return build_model(ModelConfig(**fields))  # type: ignore[arg-type]
 
 
 def test_forward_gives_features_before_and_after_the_neck() -> None:
@@ -119,41 +109,6 @@ def test_ibn_a_keys_are_those_of_the_published_weights() -> None:
     assert state["layer1.0.bn1.IN.weight"].shape == (32,)
     assert state["layer3.5.bn1.BN.running_mean"].shape == (128,)
     assert "layer4.0.bn1.running_var" in state
-
-
-@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone."])
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_weights_load_from_files(tmp_path: Path, prefix: str, suffix: str) -> None:
-    donor = narrow(backbone="resnet18_ibn_a")
-    state = {prefix + key: value for key, value in donor.backbone.state_dict().items()}
-    state["module.fc.weight" if prefix.startswith("module.") else "fc.weight"] = torch.zeros(7, 32)
-    path = tmp_path / f"weights{suffix}"
-    if suffix == ".pth":
-        torch.save({"state_dict": state, "epoch": 3}, path)
-    else:
-        save_file(state, path)
-    torch.manual_seed(1)
-    loaded = narrow(backbone="resnet18_ibn_a", weights=str(path))
-    for key, value in donor.backbone.state_dict().items():
-        torch.testing.assert_close(loaded.backbone.state_dict()[key], value, rtol=0, atol=0)
-
-
-def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
-    path = tmp_path / "w.safetensors"
-    state = narrow().backbone.state_dict()
-    save_file(state, path)
-    with pytest.raises(DmxError, match=r"lacks layer1\.0\.bn1\.IN\.weight"):
-        narrow(backbone="resnet18_ibn_a", weights=str(path))
-    with pytest.raises(DmxError, match=r"conv1.*instead of"):
-        narrow(backbone_args={"channels": (4, 16, 24, 32)}, weights=str(path))
-    save_file({**state, "odd.thing": torch.zeros(1)}, path)
-    with pytest.raises(DmxError, match=r"no place for odd\.thing"):
-        narrow(weights=str(path))
-    path.write_bytes(b"not weights")
-    with pytest.raises(DmxError, match="cannot be read"):
-        narrow(weights=str(path))
-    with pytest.raises(DmxError, match="no such file"):
-        narrow(weights=str(tmp_path / "none.pth"))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from dmx.data.dataset import RawSplit
 from dmx.data.layouts import Found, Unreadable
 from dmx.data.layouts.base import BytesRef
 from dmx.errors import DmxError
+from dmx.page import printable
 from dmx.search.encoder import ModelRecord
 from dmx.search.gallery import Part
 from dmx.search.images import JoinedSplits, Origin, Reading
@@ -26,7 +27,7 @@ from dmx.search.index import SCHEMA, Index, build, into_lists, measured, search_
 from dmx.search.page import write_page
 from dmx.search.pictures import Pictures, thumbnail
 from dmx.search.queries import Queries
-from dmx.search.ranking import printable, rank, table, told
+from dmx.search.ranking import rank, table, told
 from dmx.search.stored import StoredIndex, write_index
 
 WIDTH = 16

@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
 from dmx.checksums import write_sums
+from dmx.cli import main
 from dmx.commands import train
-from dmx.config import LAUNCHERS, Config, from_tree, leaves, overrides, read_yaml, recipe_names, to_tree
+from dmx.commands.options import _as_words, given_settings, settings_text
+from dmx.config import (
+    LAUNCHERS,
+    Config,
+    from_tree,
+    leaves,
+    overrides,
+    read_yaml,
+    recipe,
+    recipe_names,
+    to_tree,
+    with_absolute_paths,
+)
 from dmx.errors import DmxError
+from dmx.model import build_model
 from dmx.train.checkpoint import FOLDER, FORMAT, LATEST, Progress
 from dmx.train.runlog import CONFIG, describe_run
 from dmx.train.worker import RESULT
@@ -53,8 +70,13 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         (run / RESULT).write_text(json.dumps({"steps": 1, "tests": {}}))
 
     monkeypatch.setattr(launching, "launch", finish)
-    opens = classmethod(lambda cls, config, processes=1: data._require_settings(config, processes))
-    monkeypatch.setattr(data.TrainingData, "open", opens)
+
+    def open_nothing(config: Config, processes: int = 1) -> data.TrainingData:
+        data._require_settings(config, processes)
+        nobody: Any = None
+        return data.TrainingData(config, nobody, np.empty(0, np.int64), None, {})
+
+    monkeypatch.setattr(data.TrainingData, "open", open_nothing)
     monkeypatch.chdir(tmp_path)
     return launches
 
@@ -94,7 +116,7 @@ def _resume(run: Path, *settings: str, more: tuple[str, ...] = ()) -> int:
 def test_saved_paths_are_absolute(tmp_path: Path, started: list[Path]) -> None:
     """Wherever they were given: workers run in folders of their own."""
     (tmp_path / "recipe.yaml").write_text("model: {weights: w.pth}\ndata: {target: sets/b}")
-    (tmp_path / "w.pth").write_bytes(b"")
+    torch.save(build_model(Config().model).state_dict(), tmp_path / "w.pth")
     given = ["--set", "data.source=./sets/a", "--set", "data.tests=[sets/t, 's3://bucket/t', /sets/u]"]
     command = ["--recipe", "recipe.yaml", "--run", "run", *given]
     assert train.run(_parse(*command)) == 0
@@ -108,7 +130,7 @@ def test_saved_paths_are_absolute(tmp_path: Path, started: list[Path]) -> None:
 
 def test_missing_weights_are_known_at_once(tmp_path: Path, started: list[Path]) -> None:
     command = ["--run", "run", "--source", "a", "--set", "model.weights=none.pth"]
-    with pytest.raises(DmxError, match=f"model.weights: .* none at {tmp_path}/none.pth"):
+    with pytest.raises(DmxError, match=f"weights {tmp_path}/none.pth: wanted .* found no such file"):
         train.run(_parse(*command))
     assert not (tmp_path / "run").exists()
     assert not started
@@ -183,7 +205,7 @@ def test_a_finished_run_goes_further(
     finished: Path, started: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _resume(finished) == 0
-    assert "--resume --set schedule.epochs=N" in capsys.readouterr().out
+    assert "--resume --schedule.epochs N" in capsys.readouterr().out
     assert not started
     assert _resume(finished, "schedule.epochs=6", "optim.lr=1e-4") == 0
     assert started == [finished]
@@ -229,11 +251,115 @@ def test_help_names_recipes_and_settings_are_listed(capsys: pytest.CaptureFixtur
     assert all(name in "".join(printed.split()) for name in recipe_names())  # Lines break at hyphens.
     rows = {line.split()[0]: line for line in printed.splitlines() if line.startswith("  ")}
     for name, (_, item) in leaves().items():
-        assert name in rows
+        assert f"--{name}" in rows
         assert " ".join(item.metadata["help"].split()) in " ".join(printed.split())
-    assert rows["schedule.epochs"].split(maxsplit=2)[1:] == ["60", "a whole number, at least 1"]
-    assert rows["optim.precision"].split(maxsplit=2)[1:] == ["fp32", "fp32 or bf16 or auto"]
-    assert max(map(len, printed.splitlines())) <= 110
+    text = " ".join(printed.split())
+    assert "--schedule.epochs 60 epochs in all (a whole number, at least 1)" in text
+    assert "--schedule.milestones 40 70 epochs" in text
+    assert "--optim.precision fp32 arithmetic" in text
+    assert "(fp32 or bf16 or auto)" in text
+
+
+@pytest.mark.parametrize("columns", [60, 80, 140])
+def test_settings_fit_the_terminal(columns: int) -> None:
+    assert max(map(len, settings_text(columns).splitlines())) <= columns
+
+
+def test_every_setting_is_an_option() -> None:
+    """Words stand for what a recipe would hold: text as it is, lists a word each, mappings in YAML."""
+    given = shlex.split(
+        "--data.source 2024 --data.target null --data.tests a b --schedule.milestones 3 4 --optim.lr 1e-4 "
+        "--batch.source_share null --model.pretrained --batch.norm_by_domain false --log.trackers [] "
+        "--optim.precision bf16"
+    )
+    name, tree = given_settings(_parse(*given, "--model.backbone_args", "{channels: [8, 16]}"))
+    config = from_tree((name, tree))
+    assert (config.data.source, config.data.target, config.data.tests) == ("2024", None, ("a", "b"))
+    assert (config.schedule.milestones, config.optim.lr, config.batch.source_share) == ((3, 4), 1e-4, None)
+    assert (config.model.pretrained, config.batch.norm_by_domain, config.log.trackers) == (True, False, ())
+    assert config.optim.precision == "bf16"
+    assert config.model.backbone_args == {"channels": [8, 16]}
+    for name, (_, item) in leaves().items():  # each takes its own default as --settings shows it
+        words = _as_words(item).split()
+        assert from_tree(given_settings(_parse(f"--{name}", *words))) == Config(), name
+
+
+@pytest.mark.parametrize(
+    ("given", "epochs"),
+    [
+        ("", 12),
+        ("--schedule.epochs 3", 3),
+        ("--schedule.epochs 3 --set schedule.epochs=4", 4),
+        ("--set schedule.epochs=4 --schedule.epochs 3", 3),
+        ("--set schedule.epochs=4 --seed 1 --set schedule.epochs=5", 5),
+    ],
+)
+def test_the_later_option_wins_and_any_wins_over_the_recipe(
+    given: str, epochs: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *given.split(), "--recipe", "demo", "--print-config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["schedule"]["epochs"] == epochs
+
+
+def test_short_names_are_options_like_others(capsys: pytest.CaptureFixture[str]) -> None:
+    words = shlex.split("--source a --test b --set data.source=c --test d --target e")
+    assert main(["train", *words, "--data.target", "/f", "--print-config", "differences"]) == 0
+    here = Path.cwd()
+    assert yaml.safe_load(capsys.readouterr().out) == {
+        "data": {"source": f"{here}/c", "target": "/f", "tests": [f"{here}/b", f"{here}/d"]}
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--schedule.epoch 3", "there is no option --schedule.epoch; did you mean --schedule.epochs?"),
+        ("--schedule.epoch=3", "there is no option --schedule.epoch; did you mean --schedule.epochs?"),
+        ("--sourc a", "there is no option --sourc; did you mean --source?"),  # and it is no abbreviation
+        ("--optim.learning_rate 1", "there is no option --optim.learning_rate"),
+        ("--set schedule.epoch=3", "there is no setting schedule.epoch; did you mean schedule.epochs?"),
+        ("--optim.lr fast", "optim.lr wants a number, found 'fast'"),
+        ("--schedule.epochs 0", "schedule.epochs must be at least 1, found 0"),
+        ("--schedule.epochs [", "--schedule.epochs: '[' is no YAML value"),
+        ("--seed 1 --set seed.x=1", "gives seed the value 1"),
+        ("data/a", "wanted no further argument, found data/a"),
+    ],
+)
+def test_what_is_no_option_is_an_error_with_the_nearest(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--run", "x", *words.split()]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("dmx train: error: ")
+    assert said in error
+
+
+@pytest.mark.parametrize("which", ["all", "differences"])
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_printed_configuration_is_a_recipe(
+    name: str, which: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever it was made from, and without data sets or a run folder."""
+    given = ["--recipe", name, "--seed", "7"]
+    assert main(["train", *given, "--print-config", which]) == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "again.yaml").write_text(printed)
+    assert main(["train", "--recipe", str(tmp_path / "again.yaml"), "--print-config", which]) == 0
+    assert capsys.readouterr().out == printed
+    resolved = with_absolute_paths(from_tree(recipe(name), overrides(["seed=7"])))
+    assert from_tree(("printed", yaml.safe_load(printed))) == resolved
+
+
+def test_the_printed_configuration_of_a_run_is_its_own(
+    begun: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--run", str(begun), "--resume", "--optim.lr", "1", "--print-config", "differences"]
+    assert main(words) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == {
+        "data": {"source": "/data/a"},
+        "schedule": {"epochs": EPOCHS, "steps_per_epoch": STEPS},
+        "optim": {"lr": 1.0},
+    }
 
 
 def test_launchers_are_named_once() -> None:

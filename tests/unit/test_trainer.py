@@ -306,7 +306,7 @@ def test_a_useless_clustering_does_not_fix_the_threshold(monkeypatch: pytest.Mon
     def cluster(features: Any, *, independence_threshold: float | None, **_: Any) -> ShardedPseudoLabels:
         given.append(independence_threshold)
         people, labels = next(sizes), np.zeros(6, np.int64)
-        return ShardedPseudoLabels(labels, next(thresholds), people, torch.zeros(people, 2))
+        return ShardedPseudoLabels(labels, next(thresholds), people, torch.zeros(people, 2), None)
 
     monkeypatch.setattr(loop, "sharded_pseudo_labels", cluster)
     run = _trainer(Config(), SimpleNamespace(least_pseudo_identities=lambda: 2, target=range(6)))

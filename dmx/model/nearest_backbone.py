@@ -1,0 +1,62 @@
+"""Which backbone a file of weights belongs to, for an error's advice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import timm
+import torch
+from torch import Size
+
+from dmx.model.ibn import convert_to_ibn_a
+from dmx.model.key_names import BACKBONE
+
+# Those that torchreid, FastReID and OpenUnReID train most, by the names that DMX has for them.
+PLAIN = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+CANDIDATES = (
+    *PLAIN,
+    *(f"{name}_ibn_a" for name in PLAIN),
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "legacy_seresnet50",
+    "legacy_seresnet101",
+    "densenet121",
+)
+OSNET = "conv2.0.conv2a.conv1.weight"  # of its first block, in all its published sizes
+OSNET_AIN = "conv2.0.conv2.0.layers.0.conv1.weight"
+DOMAIN_NORM = ".dsbn."
+
+
+def nearest(shapes: Mapping[str, Size]) -> str:
+    """Advice for who gave a file that does not fit, as the end of a sentence.
+
+    Args:
+        shapes: of the file's tensors, by the names of an `EmbeddingModel`.
+    """
+    names = {name.removeprefix(BACKBONE): shape for name, shape in shapes.items()}
+    if OSNET in names or OSNET_AIN in names:
+        return (
+            "these are the names of an OSNet, a backbone that timm, and so DMX, does not have: give weights "
+            "of a ResNet"
+        )
+    if any(DOMAIN_NORM in name for name in names):
+        return (
+            "these are batch norms with statistics for several domains (OpenUnReID's dsbn), and the file "
+            "does not say which of them to take: give a model trained without"
+        )
+    for candidate in CANDIDATES:
+        if _fits(candidate, names):
+            return f"it fits --set model.backbone={candidate}"
+    return "name the backbone (model.backbone, model.backbone_args) that the weights belong to"
+
+
+def _fits(candidate: str, names: Mapping[str, Size]) -> bool:
+    base = candidate.removesuffix("_ibn_a")
+    with torch.device("meta"):  # shapes without memory
+        backbone = timm.create_model(base, num_classes=0, global_pool="")
+        if base != candidate:
+            convert_to_ibn_a(backbone, candidate)
+    own = {name: tensor.shape for name, tensor in backbone.state_dict().items() if tensor.ndim}
+    parts = {name.split(".")[0] for name in own}
+    within = {name: shape for name, shape in names.items() if name.split(".")[0] in parts and shape}
+    return own == within

@@ -1,0 +1,1 @@
+"""One HTML page of a training run: curves, clusters, rankings, distances, timings, settings."""
