@@ -142,7 +142,8 @@ def write_video(
 def train_detector(folder: Path, films: Sequence[Footage]) -> Path:
     """A small RT-DETR that learns these frames by heart, saved as transformers does it.
 
-    It is taught until it finds everybody, and nobody else; what does not get there begins anew from other weights.
+    It is taught until it finds everybody and nobody else; what does not get there begins anew from other
+    weights.
     """
     from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrImageProcessor, RTDetrResNetConfig
 
