@@ -25,8 +25,8 @@ PEOPLE, PICTURES = 3, 2
 RENDERED_PX = 128
 # The detector sees frames at this size, and is taught so many of each film at a time.
 SEEN_PX, BATCH = 96, 4
-# What it should score people at, and nothing else.
-SURE = 0.55
+# What it should score people above, and all else below: the tests' threshold lies between.
+SURE, UNSURE = 0.55, 0.45
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,12 @@ def write_video(
     return path
 
 
+def as_read(film: Footage, path: Path) -> Footage:
+    """The film as its video shows it, which is not to the bit what was encoded."""
+    with av.open(str(path)) as file:
+        return Footage([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)], film.boxes)
+
+
 def train_detector(folder: Path, films: Sequence[Footage]) -> Path:
     """A small RT-DETR that learns these frames by heart, saved as transformers does it.
 
@@ -147,15 +153,16 @@ def train_detector(folder: Path, films: Sequence[Footage]) -> Path:
     """
     from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrImageProcessor, RTDetrResNetConfig
 
+    torch.set_num_threads(1)  # so small a model is no faster with more, and much slower where cores are shared
     processor = RTDetrImageProcessor(size={"height": SEEN_PX, "width": SEEN_PX})
     frames = [torch.from_numpy(frame).permute(2, 0, 1) for film in films for frame in film.frames]
     pixels = processor(images=frames, return_tensors="pt")["pixel_values"]
     targets = [_target(boxes) for film in films for boxes in film.boxes]
     halves = list(torch.arange(len(pixels)).split([len(film.frames) for film in films]))
-    for seed in range(3):
+    for seed in (1, 2, 3):
         torch.manual_seed(seed)
         model = RTDetrForObjectDetection(_small(RTDetrConfig, RTDetrResNetConfig))
-        for steps, rate in ((300, 3e-3), (100, 1.5e-3), (100, 1.5e-3)):
+        for steps, rate in ((300, 3e-3), *[(100, 1.5e-3)] * 4):
             _teach(model, pixels, targets, halves, steps, rate)
             with torch.inference_mode():
                 found = model(pixel_values=pixels)
@@ -197,11 +204,14 @@ def _teach(
 
 
 def _right(logits: torch.Tensor, boxes: torch.Tensor, target: dict[str, torch.Tensor]) -> bool:
-    """Whether everybody in a frame is found, well above the threshold, and nobody else."""
-    sure = logits[:, 0].sigmoid() > SURE
+    """Whether everybody in a frame is found once, well above the threshold, and nobody else."""
+    scores = logits[:, 0].sigmoid()
+    sure = scores > SURE
+    if sure.sum() != len(target["boxes"]) or (scores[~sure] > UNSURE).any():
+        return False
     found, true = (box_convert(some, "cxcywh", "xyxy") for some in (boxes[sure], target["boxes"]))
     shared = box_iou(found, true)
-    return bool(len(found) and (shared.amax(0) > 0.55).all() and (shared.amax(1) > 0.55).all())
+    return bool((shared.amax(0) > 0.55).all() and (shared.amax(1) > 0.55).all())
 
 
 def _target(boxes: NDArray[np.float32]) -> dict[str, torch.Tensor]:

@@ -48,9 +48,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[footage.
     """A folder with cam1.mp4, cam2.mp4 and the detector, and what is in the videos."""
     folder = tmp_path_factory.mktemp("world")
     films = [footage.walk(1), footage.walk(2)]
-    for number, film in enumerate(films, 1):
-        footage.write_video(folder / f"cam{number}.mp4", film.frames)
-    footage.train_detector(folder / "detector", films)
+    videos = [
+        footage.write_video(folder / f"cam{number}.mp4", film.frames) for number, film in enumerate(films, 1)
+    ]
+    footage.train_detector(folder / "detector", list(map(footage.as_read, films, videos)))
     return folder, films
 
 
