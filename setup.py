@@ -22,6 +22,7 @@ setup(
         "dmx.search",
         "dmx.synth",
         "dmx.train",
+        "dmx.video",
     ],
     package_dir={"dmx.kernels": "kernels", "dmx.cluster": "cluster"},
     package_data={

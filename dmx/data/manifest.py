@@ -11,7 +11,8 @@ from typing import Any
 from dmx.data.storage import Location, locate, read_json
 from dmx.errors import DmxError
 
-SCHEMA_VERSION = 1
+# 2 has columns behind those of 1; a reader of 2 reads both.
+SCHEMA_VERSION, WITH_MORE_COLUMNS = 1, 2
 MANIFEST_NAME = "manifest.json"
 SKIPPED_NAME = "skipped.jsonl"
 SPLITS = ("train", "query", "gallery")
@@ -67,10 +68,10 @@ def manifest_from_json(value: Mapping[str, Any], where: str) -> Manifest:
         DmxError: another schema version, or a field is missing or malformed; names it.
     """
     version = value.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if version not in (SCHEMA_VERSION, WITH_MORE_COLUMNS):
         raise DmxError(
-            f"{where}: field schema_version: wanted {SCHEMA_VERSION}, found {version!r}; "
-            "ingest the data set again with this version of dmx"
+            f"{where}: field schema_version: wanted {SCHEMA_VERSION} or {WITH_MORE_COLUMNS}, found "
+            f"{version!r}; ingest the data set again with this version of dmx"
         )
     try:
         splits = {
@@ -91,6 +92,7 @@ def manifest_from_json(value: Mapping[str, Any], where: str) -> Manifest:
             skipped_file=str(value["skipped_file"]),
             ignored=_count(value["ignored"]),
             warnings=tuple(str(text) for text in value["warnings"]),
+            schema_version=version,
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DmxError(

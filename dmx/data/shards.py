@@ -7,6 +7,17 @@ A data set is a folder with `manifest.json` and files `<split>-00000.arrow`, eac
     camera    int32   -1 unknown, numbered as published
     key       string  where the image came from, relative to the source
 
+Crops that were cut out of videos have more columns behind these, which `ShardSplit.column` reads:
+
+    source    string    the video, as in the key
+    frame     int64     number of the frame from 0, in the order in which they are shown
+    time_s    float64   seconds from the first frame; NaN where the video does not tell
+    box       int32[4]  x1, y1, x2, y2 in pixels of the frame as it is shown; x2 and y2 are outside
+    score     float32   how sure the detector is, from 0 to 1; NaN where nothing tells
+    track     int64     of the person within the video; -1 unknown
+
+A reader passes over columns that it does not know. A manifest says schema version 2 where there are any.
+
 Local shards are memory-mapped, so that opening costs nothing and any row is read in place; shards in an
 object store are read by record batch.
 """
@@ -116,6 +127,25 @@ class ShardSplit:
             self._keys = [key for chunk in self._column("key") for key in chunk.to_pylist()]
         return self._keys
 
+    def column(self, name: str) -> Any:
+        """A column that only some data sets have, as a `pyarrow.ChunkedArray` of N values.
+
+        Raises:
+            DmxError: this one does not have it.
+        """
+        if name not in self.more_columns:
+            raise DmxError(
+                f"{self.folder}: split {self._name}: wanted the column {name!r}, found beside those of every "
+                f"data set {list(self.more_columns) or 'none'}; `dmx ingest --video` writes some"
+            )
+        return pa.chunked_array(self._column(name))
+
+    @property
+    def more_columns(self) -> tuple[str, ...]:
+        """The names of the columns that not every data set has."""
+        names = self._open_columns(0).schema.names
+        return tuple(name for name in names if name not in SCHEMA.names)
+
     def image_bytes(self, row: int) -> bytes:
         """Encoded bytes of one image, exactly as they were found.
 
@@ -171,9 +201,20 @@ class ShardSplit:
         return self._readers[shard]
 
     def _open_file(self, shard: int, column: str | None = None) -> Any:
-        """A reader of one shard; of one column only, if named."""
-        columns = None if column is None else [SCHEMA.get_field_index(column)]
-        wanted = SCHEMA if column is None else pa.schema([SCHEMA.field(column)])
+        """A reader of one shard; of one column only, if named, else of those that every data set has."""
+        found = self._open_columns(shard).schema
+        names = SCHEMA.names if column is None else [column]
+        places = [found.get_field_index(name) for name in names]
+        kinds = {field.name: field.type for field in found}
+        known = {field.name: field.type for field in SCHEMA}
+        if places != sorted(places) or any(
+            kinds.get(name) != known.get(name, kinds.get(name)) for name in names
+        ):
+            raise self._broken(shard, f"columns {found.names} where {names} should be")
+        return self._open_columns(shard, places)
+
+    def _open_columns(self, shard: int, places: list[int] | None = None) -> Any:
+        """A reader of one shard, whatever columns it has, or of those at some places."""
         location = locate(self.folder)
         file = self._shards[shard].file
         try:
@@ -181,12 +222,10 @@ class ShardSplit:
                 source = pa.memory_map(location.file(file))
             else:
                 source = location.filesystem.open_input_file(location.file(file))
-            reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=columns))
-            names = reader.schema.names
+            reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=places))
+            _ = reader.schema.names  # names that are no text are noticed here
         except (OSError, ValueError, pa.ArrowException) as error:
             raise self._broken(shard, error) from error
-        if not reader.schema.equals(wanted):
-            raise self._broken(shard, f"columns {names} where {wanted.names} should be")
         return reader
 
     def _read_batch(self, reader: Any, shard: int, index: int) -> Any:

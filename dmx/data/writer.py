@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
 
 from dmx import __version__
-from dmx.data.manifest import MANIFEST_NAME, SKIPPED_NAME, SPLITS, Manifest, Shard, SplitCounts
+from dmx.data.manifest import (
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    SKIPPED_NAME,
+    SPLITS,
+    WITH_MORE_COLUMNS,
+    Manifest,
+    Shard,
+    SplitCounts,
+)
 from dmx.data.storage import Location, locate
 from dmx.errors import DmxError
 
@@ -21,6 +31,17 @@ SCHEMA = pa.schema(
         ("identity", pa.int64()),
         ("camera", pa.int32()),
         ("key", pa.string()),
+    ]
+)
+# What only some data sets have: where in a video a crop was cut out. They stand behind those of SCHEMA.
+VIDEO_SCHEMA = pa.schema(
+    [
+        ("source", pa.string()),
+        ("frame", pa.int64()),
+        ("time_s", pa.float64()),
+        ("box", pa.list_(pa.int32(), 4)),
+        ("score", pa.float32()),
+        ("track", pa.int64()),
     ]
 )
 ROWS_PER_SHARD = 16384
@@ -63,21 +84,23 @@ class _HashingFile:
 class _SplitWriter:
     """Writes one split's shards under temporary names; holds one record batch in memory."""
 
-    def __init__(self, location: Location, name: str, rows_per_shard: int) -> None:
+    def __init__(self, location: Location, name: str, rows_per_shard: int, schema: Any) -> None:
         self._location, self._name, self._rows_per_shard = location, name, rows_per_shard
+        self._schema = schema
         self._identities: set[int] = set()
         self._cameras: set[int] = set()
         self._images = self._labelled = 0
-        self._columns: tuple[list[bytes], list[int], list[int], list[str]] = ([], [], [], [])
+        self._columns: dict[str, list[Any]] = {column: [] for column in schema.names}
         self._batch_bytes = self._shard_rows = 0
         self._file: _HashingFile | None = None
         self._writer: Any = None
         self.shards: list[Shard] = []
 
-    def add(self, image: bytes, identity: int, camera: int, key: str) -> None:
+    def add(self, image: bytes, identity: int, camera: int, key: str, more: Mapping[str, Any]) -> None:
         """Append an image as encoded bytes; -1 is unknown. Full shards are written out."""
-        for column, value in zip(self._columns, (image, identity, camera, key), strict=True):
-            column.append(value)  # type: ignore[attr-defined]  # a tuple of lists of different types
+        row = {"image": image, "identity": identity, "camera": camera, "key": key, **more}
+        for name, column in self._columns.items():
+            column.append(row[name])
         self._images += 1
         if identity >= 0:
             self._labelled += 1
@@ -85,7 +108,7 @@ class _SplitWriter:
         if camera >= 0:
             self._cameras.add(camera)
         self._batch_bytes += len(image)
-        rows = len(self._columns[0])
+        rows = len(self._columns["key"])
         if self._shard_rows + rows >= self._rows_per_shard:
             self._flush()
             self._finish_shard()
@@ -93,15 +116,16 @@ class _SplitWriter:
             self._flush()
 
     def _flush(self) -> None:
-        rows = len(self._columns[0])
+        rows = len(self._columns["key"])
         if rows == 0:
             return
         if self._writer is None:
             path = self._location.file(temporary_name(self._file_name()))
             self._file = _HashingFile(self._location.filesystem.open_output_stream(path))
-            self._writer = pa.ipc.new_file(pa.PythonFile(self._file, mode="w"), SCHEMA)
-        self._writer.write_batch(pa.record_batch([list(column) for column in self._columns], schema=SCHEMA))
-        for column in self._columns:
+            self._writer = pa.ipc.new_file(pa.PythonFile(self._file, mode="w"), self._schema)
+        arrays = [pa.array(self._columns[field.name], field.type) for field in self._schema]
+        self._writer.write_batch(pa.record_batch(arrays, schema=self._schema))
+        for column in self._columns.values():
             column.clear()
         self._shard_rows += rows
         self._batch_bytes = 0
@@ -152,6 +176,7 @@ class DatasetWriter:
         layout: where the images came from, for the manifest.
         rows_per_shard: images in a shard; the last one of a split has fewer.
         overwrite: replace a data set that is already there.
+        more_columns: columns (`pyarrow.Schema`) of every row behind those of `SCHEMA`; None: no others.
 
     Raises:
         DmxError: a data set is already there and `overwrite` is off, or the folder holds other files.
@@ -164,10 +189,12 @@ class DatasetWriter:
         layout: str,
         rows_per_shard: int = ROWS_PER_SHARD,
         overwrite: bool = False,
+        more_columns: Any = None,
     ) -> None:
         if rows_per_shard < 1:
             raise DmxError(f"rows per shard: wanted at least 1, found {rows_per_shard}")
         self.folder, self._layout, self._rows_per_shard = str(folder), layout, rows_per_shard
+        self._schema = SCHEMA if more_columns is None else pa.schema([*SCHEMA, *more_columns])
         self._location = locate(folder)
         self._is_new = not self._location.names()
         self._replaces = self._check_folder(overwrite)
@@ -197,13 +224,21 @@ class DatasetWriter:
         self._location.filesystem.create_dir(self._location.path, recursive=True)
         return self
 
-    def add(self, split: str, image_bytes: bytes, identity: int, camera: int, key: str) -> None:
-        """Append one image; identity and camera are -1 where unknown."""
+    def add(
+        self,
+        split: str,
+        image_bytes: bytes,
+        identity: int,
+        camera: int,
+        key: str,
+        more: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """Append one image; identity and camera are -1 where unknown, `more` holds its `more_columns`."""
         if split not in SPLITS:
             raise DmxError(f"{key}: wanted a split among {', '.join(SPLITS)}, found {split!r}")
         if split not in self._splits:
-            self._splits[split] = _SplitWriter(self._location, split, self._rows_per_shard)
-        self._splits[split].add(image_bytes, identity, camera, key)
+            self._splits[split] = _SplitWriter(self._location, split, self._rows_per_shard, self._schema)
+        self._splits[split].add(image_bytes, identity, camera, key, more)
 
     def skip(self, key: str, reason: str) -> None:
         """Record that an image of the source is left out, and why."""
@@ -238,6 +273,7 @@ class DatasetWriter:
             skipped=len(self._skipped),
             ignored=self.ignored,
             warnings=tuple(self.warnings),
+            schema_version=SCHEMA_VERSION if self._schema is SCHEMA else WITH_MORE_COLUMNS,
         )
         if not manifest.splits:
             raise DmxError(

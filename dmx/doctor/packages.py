@@ -68,6 +68,8 @@ OPTIONAL = (
     Package("lmdb", ("lmdb",), "lmdb", "dmx ingest of LUPerson", "dmx[lmdb]"),
     Package("faiss-cpu", ("faiss",), "faiss", "dmx search, and ivf neighbours in dmx cluster and dmx train",
             "dmx[search]", others=("faiss-gpu-cu12", "faiss-gpu-cu11", "faiss-gpu", "faiss")),
+    Package("av", ("av",), "video", "dmx ingest --video", "dmx[video]"),
+    Package("transformers", ("transformers",), "video", "dmx ingest --video with --detector", "dmx[video]"),
     Package("onnx", ("onnx",), "onnx", "dmx export to ONNX", "dmx[export]"),
     Package("onnxruntime", ("onnxruntime",), "onnx", "dmx export to ONNX", "dmx[export]",
             others=("onnxruntime-gpu",)),
@@ -119,7 +121,7 @@ def section(outcomes: Mapping[str, Outcome], build: str, has_gpu: bool) -> Secti
     names = list(dict.fromkeys(state.package.row for state in states if state.package.row != "others"))
     for name in (*names, "others"):
         some = [state for state in states if state.package.row == name]
-        text = ", ".join(state.told(named=name in ("others", "onnx", "tracking")) for state in some)
+        text = ", ".join(state.told(named=name in ("others", "onnx", "tracking", "video")) for state in some)
         if name == "torch" and build:
             text += f", built for {build}"
         if missing := [state.package for state in some if not state.is_there]:
