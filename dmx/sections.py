@@ -35,10 +35,15 @@ class DataConfig:
 class ModelConfig:
     """Backbone, pooling and neck."""
 
-    backbone: str = doc("resnet50", "timm model, or a ResNet with IBN-a such as resnet50_ibn_a")
+    backbone: str = doc(
+        "resnet50", "a timm model, a plain ResNet with IBN-a (resnet50_ibn_a) or an OSNet (osnet_x1_0)"
+    )
     backbone_args: dict[str, Any] = doc({}, "further arguments of timm.create_model")
     pretrained: bool = doc(False, "start from timm's ImageNet weights (downloads them)")
     weights: str | None = doc(None, "start from a local file (--init): safetensors, or a torch state dict")
+    pooling: Literal["mean", "gem"] = doc(
+        "mean", "over positions: mean, or gem (a generalised mean whose exponent is learned)"
+    )
     last_stride: int = doc(1, "stride of the last stage of a ResNet", low=1, high=2)
     discriminator_widths: tuple[int, ...] = doc((1024, 512, 256), "hidden widths of the discriminator", low=1)
 
@@ -50,6 +55,9 @@ class AugmentConfig:
     flip: float = doc(0.5, "probability of a horizontal flip", low=0, high=1)
     pad: int = doc(10, "pixels of padding on each side before the random crop", low=0)
     erase: float = doc(0.5, "probability of random erasing", low=0, high=1)
+    colour_jitter: float = doc(
+        0.0, "probability of another brightness, contrast, saturation and hue; 0 in the paper", low=0, high=1
+    )
 
 
 @dataclass(frozen=True)

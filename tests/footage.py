@@ -153,7 +153,7 @@ def train_detector(folder: Path, films: Sequence[Footage]) -> Path:
     """
     from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrImageProcessor, RTDetrResNetConfig
 
-    torch.set_num_threads(1)  # so small a model is no faster with more, and much slower where cores are shared
+    torch.set_num_threads(1)  # more are no faster with so small a model, and slow where cores are shared
     processor = RTDetrImageProcessor(size={"height": SEEN_PX, "width": SEEN_PX})
     frames = [torch.from_numpy(frame).permute(2, 0, 1) for film in films for frame in film.frames]
     pixels = processor(images=frames, return_tensors="pt")["pixel_values"]

@@ -15,7 +15,6 @@ from torch import nn
 from dmx.config import from_tree
 from dmx.data.transforms import normalise_batch
 from dmx.model import build_model
-from dmx.model.embedding_model import pooled
 from dmx.synth.render import Renderer
 from dmx.train.checkpoint import Progress, write_checkpoint
 
@@ -95,7 +94,7 @@ def write_untrained(folder: Path) -> Path:
                 norm.momentum = 1.0  # the batch's statistics, at once
         for _ in range(2):
             model.train()(images)
-        features = pooled(model.eval().backbone, images)
+        features, _ = model.eval()(images)
         model.neck.running_mean, model.neck.running_var = features.mean(0), features.var(0)
     write_checkpoint(folder, Progress(seed=SEED), config, {"model": model.state_dict()}, keep=1)
     return folder

@@ -5,6 +5,7 @@ distribute it. Gallery images of the query's identity and camera are left out, a
 
   dmx evaluate runs/first data/market Market-1501-v15.09.15
   dmx evaluate runs/first data/market --rerank --flip --json results.json
+  dmx evaluate runs/first data/market --roc
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
     from dmx.data.dataset import Dataset
     from dmx.data.shards import Split
     from dmx.evaluation import Embedded, Metrics
+    from dmx.evaluation.histogram import DistanceHistogram
     from dmx.model import EmbeddingModel
 
 SUMMARY = "measure a trained model on data sets"
+FALSE_POSITIVE_RATES = (1e-4, 1e-3, 1e-2)
 COLUMNS = (("mAP", "map"), ("rank-1", "rank1"), ("rank-5", "rank5"), ("rank-10", "rank10"), ("mINP", "minp"))
 
 
@@ -68,6 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="--rerank: share of the original distance, 0 to 1 (default: %(default)s)",
     )
+    parser.add_argument(
+        "--roc",
+        action="store_true",
+        help="also how well a threshold of cosine distance tells whether two images are of one person, over "
+        "all pairs of different cameras: equal error rate, true positive rates at false positive rates",
+    )
     add_input_arguments(parser)
     parser.add_argument("--json", metavar="FILE", help="also write the results, as fractions, to FILE")
 
@@ -94,13 +103,17 @@ def run(args: argparse.Namespace) -> int:
     model, config = load_model(args.checkpoint, BEST if args.best else LATEST)
     model = model.to(chosen_device(args.device, "--device"))
     size = (args.height or config.data.height, args.width or config.data.width)
-    results = {
-        dataset.path: _measure(args, model, size, dataset, pair)
-        for dataset, pair in zip(datasets, pairs, strict=True)
-    }
+    results: dict[str, Metrics] = {}
+    histograms: dict[str, DistanceHistogram] = {}
+    for dataset, pair in zip(datasets, pairs, strict=True):
+        results[dataset.path], histogram = _measure(args, model, size, dataset, pair)
+        if histogram is not None:
+            histograms[dataset.path] = histogram
     print(table(results))
+    if histograms:
+        print(f"\n{roc_table(histograms)}")
     if args.json is not None:
-        _write_json(args, results)
+        _write_json(args, results, histograms)
     return 0
 
 
@@ -158,25 +171,40 @@ def table(results: dict[str, Metrics]) -> str:
     return "\n".join(lines)
 
 
+def roc_table(histograms: dict[str, DistanceHistogram]) -> str:
+    """The rates in percent, each with its threshold of cosine distance in brackets, a data set a line."""
+    width = max(len("data set"), *map(len, histograms))
+    heads = "".join(f"{f'TPR at FPR {100 * rate:g}%':>20}" for rate in FALSE_POSITIVE_RATES)
+    lines = [f"{'data set':<{width}}{'EER':>20}{heads}"]
+    for name, histogram in histograms.items():
+        found = [histogram.equal_error(), *map(histogram.true_positive_rate, FALSE_POSITIVE_RATES)]
+        values = "".join(f"{f'{100 * rate:.1f} ({distance:.3f})':>20}" for rate, distance in found)
+        lines.append(f"{name:<{width}}{values}")
+    return "\n".join(lines)
+
+
 def _measure(
     args: argparse.Namespace,
     model: EmbeddingModel,
     size: tuple[int, int],
     dataset: Dataset,
     pair: tuple[Split, Split],
-) -> Metrics:
+) -> tuple[Metrics, DistanceHistogram | None]:
     from dmx.errors import DmxError
     from dmx.evaluation import evaluate
+    from dmx.evaluation.histogram import distance_histogram
+    from dmx.evaluation.protocol import BLOCK_BYTES
 
     query, gallery = (
         _embedded(args, model, size, split, f"{dataset.path} {name}")
         for name, split in zip(("query", "gallery"), pair, strict=True)
     )
     try:
-        return evaluate(
+        metrics = evaluate(
             query, gallery, ap=args.ap, rerank=args.rerank, k1=args.k1, k2=args.k2, lambda_=args.lambda_,
             device=str(next(model.parameters()).device),
         )  # fmt: skip
+        return metrics, distance_histogram(query, gallery, BLOCK_BYTES) if args.roc else None
     except DmxError as error:
         raise DmxError(f"{dataset.path}: {error}") from error
 
@@ -200,7 +228,9 @@ def _embedded(
     return Embedded(features, split.identities, split.cameras)
 
 
-def _write_json(args: argparse.Namespace, results: dict[str, Metrics]) -> None:
+def _write_json(
+    args: argparse.Namespace, results: dict[str, Metrics], histograms: dict[str, DistanceHistogram]
+) -> None:
     """Fractions, with what they were measured with."""
     import dataclasses
     import json
@@ -212,5 +242,16 @@ def _write_json(args: argparse.Namespace, results: dict[str, Metrics]) -> None:
         "rerank": rerank,
         "flip": args.flip,
         "results": {name: dataclasses.asdict(metrics) for name, metrics in results.items()},
+        **({"roc": {name: _roc(histogram) for name, histogram in histograms.items()}} if args.roc else {}),
     }
     Path(args.json).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _roc(histogram: DistanceHistogram) -> dict[str, object]:
+    """The rates with their thresholds, cosine distances."""
+    rate, distance = histogram.equal_error()
+    points = []
+    for allowed in FALSE_POSITIVE_RATES:
+        found, at = histogram.true_positive_rate(allowed)
+        points.append({"false_positive_rate": allowed, "true_positive_rate": found, "distance": at})
+    return {"equal_error_rate": rate, "distance": distance, "points": points}

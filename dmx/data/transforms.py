@@ -117,7 +117,7 @@ class TestTransform:
 
 
 class TrainTransform:
-    """Decode, resize (bicubic), flip, pad and crop, normalise, random erasing.
+    """Decode, resize (bicubic), flip, pad and crop, change of colours, normalise, random erasing.
 
     Source: the recipe of DomainMix's code (design: flip, pad 10 + crop, random erasing 0.5).
 
@@ -129,6 +129,7 @@ class TrainTransform:
         erase: probability of random erasing.
         erase_fill: `normalised` fills with the mean as it is after normalising (0); `raw` fills with the
             means of unnormalised pixels, which the published code does.
+        colour_jitter: probability of `dmx.data.colours.with_other_colours`; the published recipe has none.
     """
 
     def __init__(
@@ -139,16 +140,17 @@ class TrainTransform:
         pad: int = 10,
         erase: float = 0.5,
         erase_fill: Literal["normalised", "raw"] = "normalised",
+        colour_jitter: float = 0.0,
     ) -> None:
         self.height, self.width = _checked_size(height, width)
-        for name, probability in (("flip", flip), ("erase", erase)):
+        for name, probability in (("flip", flip), ("erase", erase), ("colour_jitter", colour_jitter)):
             if not 0.0 <= probability <= 1.0:
                 raise DmxError(f"{name}: wanted a probability, found {probability}")
         if pad < 0:
             raise DmxError(f"pad: wanted pixels, at least 0, found {pad}")
         if erase_fill not in ("normalised", "raw"):
             raise DmxError(f"erase_fill: wanted normalised or raw, found {erase_fill!r}")
-        self.flip, self.pad, self.erase = flip, pad, erase
+        self.flip, self.pad, self.erase, self.colour_jitter = flip, pad, erase, colour_jitter
         self._fill = torch.tensor(MEAN if erase_fill == "raw" else (0.0, 0.0, 0.0)).reshape(3, 1, 1)
 
     def __call__(self, encoded: bytes, rng: np.random.Generator) -> Tensor:
@@ -163,6 +165,12 @@ class TrainTransform:
         if self.pad:
             down, right = rng.integers(-self.pad, self.pad + 1, size=2)
             pixels = shift(pixels, int(down), int(right))
+        # Without it nothing is drawn, so that runs stay what they were.
+        if self.colour_jitter and rng.random() < self.colour_jitter:
+            # Here, because torchvision's transforms take a second to import.
+            from dmx.data.colours import with_other_colours
+
+            pixels = with_other_colours(pixels, rng)
         image = normalise(pixels)
         if rng.random() < self.erase:
             box = erasing_box(self.height, self.width, rng)

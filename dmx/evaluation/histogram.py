@@ -11,7 +11,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from dmx.evaluation.embedded import UNKNOWN
+from dmx.errors import DmxError
+from dmx.evaluation.distances import distance_blocks
+from dmx.evaluation.embedded import UNKNOWN, Embedded
+from dmx.kernels.progress import counting
 
 # Cosine distance 1 - cos of unit vectors lies in [0, 2]. The error of a threshold is half a bin: 0.0005.
 BINS = 2000
@@ -75,6 +78,46 @@ class DistanceHistogram:
         accepted = np.cumsum(_shares(self.different))
         place = int(np.argmin(np.abs(missed - accepted)))
         return float((missed[place] + accepted[place]) / 2), (place + 1) * LARGEST / BINS
+
+    def true_positive_rate(self, false_positive_rate: float) -> tuple[float, float]:
+        """The share of same pairs within the largest threshold that this share of different pairs is within.
+
+        Args:
+            false_positive_rate: at most this share of different pairs is taken for the same, 0 to 1.
+
+        Returns:
+            The rate, and the threshold, a cosine distance; 0 and 0 where no threshold is strict enough.
+        """
+        accepted = np.cumsum(self.different)
+        bins = int(np.searchsorted(accepted, false_positive_rate * accepted[-1], side="right"))
+        return int(self.same[:bins].sum()) / max(int(self.same.sum()), 1), bins * LARGEST / BINS
+
+
+def distance_histogram(query: Embedded, gallery: Embedded, block_bytes: int) -> DistanceHistogram:
+    """All distances of a query and a gallery, counted.
+
+    Args:
+        query, gallery: embeddings of unit length.
+        block_bytes: bytes of distances held at a time.
+
+    Raises:
+        DmxError: there are no pairs of one identity, or none of two.
+    """
+    histogram = DistanceHistogram()
+    with counting(len(query), "distances", "queries") as count:
+        for start, block in distance_blocks(query.features, gallery.features, block_bytes):
+            part = slice(start, start + len(block))
+            histogram.add(
+                block, query.identities[part], query.cameras[part], gallery.identities, gallery.cameras
+            )
+            count(len(block))
+    if not histogram.is_complete:
+        lacking = "different people" if histogram.same.any() else "one person"
+        raise DmxError(
+            f"wanted pairs of one person and of different people under different cameras, found none of "
+            f"{lacking}"
+        )
+    return histogram
 
 
 def _shares(counts: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Backbones: any timm model by name, ResNets with last stride 1 and with IBN-a."""
+"""Backbones: any timm model by name, ResNets with last stride 1 and with IBN-a, OSNets."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import nn
 
 from dmx.errors import DmxError
 from dmx.model.ibn import convert_to_ibn_a
+from dmx.model.osnet import OSNETS, build_osnet
 
 if TYPE_CHECKING:
     from dmx.sections import ModelConfig
@@ -20,8 +21,9 @@ IBN_A = "_ibn_a"
 def build_backbone(config: ModelConfig) -> nn.Module:
     """Build the feature extractor: images (N, 3, H, W) to a feature map, without pooling or classifier.
 
-    `<resnet>_ibn_a` is timm's `<resnet>` with IBN-a, e.g. `resnet50_ibn_a`. `last_stride` acts on backbones
-    with a ResNet's `layer4`; others keep the strides they have.
+    `<resnet>_ibn_a` is timm's `<resnet>` with IBN-a, e.g. `resnet50_ibn_a`; `osnet_x1_0` and its like are
+    those of `dmx.model.osnet`. `last_stride` acts on backbones with a ResNet's `layer4`; others keep the
+    strides they have.
 
     Args:
         config: backbone, backbone_args, pretrained and last_stride.
@@ -32,13 +34,18 @@ def build_backbone(config: ModelConfig) -> nn.Module:
     name = config.backbone
     base = name.removesuffix(IBN_A)
     _require_known(name, base)
-    if config.pretrained and base != name:
+    if config.pretrained and (base != name or name in OSNETS):
+        published = "torchreid's" if name in OSNETS else "the published IBN-Net"
         raise DmxError(
-            f"model.pretrained: timm has no weights for {name!r}; download the published IBN-Net weights "
-            "and name the file in model.weights"
+            f"model.pretrained: timm has no weights for {name!r}; download {published} weights and name the "
+            "file in model.weights"
         )
     if config.pretrained and config.weights:
         raise DmxError("model.pretrained and model.weights are both set: choose one source of weights")
+    if name in OSNETS:
+        if config.backbone_args:
+            raise DmxError(f"backbone {name!r}: wanted no backbone_args, found {config.backbone_args}")
+        return build_osnet(name)
     arguments = {**config.backbone_args, "num_classes": 0, "global_pool": ""}
     try:
         backbone: nn.Module = timm.create_model(base, pretrained=config.pretrained, **arguments)
@@ -78,11 +85,12 @@ def remove_last_stride(backbone: nn.Module) -> None:
 
 
 def _require_known(name: str, base: str) -> None:
-    if timm.is_model(base.split(".")[0]):
+    if timm.is_model(base.split(".")[0]) or name in OSNETS:
         return
-    known = [*timm.list_models(), "resnet18_ibn_a", "resnet34_ibn_a", "resnet50_ibn_a", "resnet101_ibn_a"]
+    known = [*timm.list_models(), *OSNETS, *(f"resnet{depth}{IBN_A}" for depth in (18, 34, 50, 101))]
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
     hint = f"; near it: {', '.join(near)}" if near else ""
     raise DmxError(
-        f"model.backbone: wanted a timm model or a ResNet with IBN-a (resnet50_ibn_a), found {name!r}{hint}"
+        "model.backbone: wanted a timm model, a ResNet with IBN-a (resnet50_ibn_a) or an OSNet (osnet_x1_0), "
+        f"found {name!r}{hint}"
     )

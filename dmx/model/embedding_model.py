@@ -1,4 +1,4 @@
-"""The embedding model: backbone, global average pooling, BNNeck."""
+"""The embedding model: backbone, pooling, BNNeck."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmx.model.backbone import build_backbone
+from dmx.model.pooling import POOLINGS, MeanPooling
 from dmx.model.weights import load_weights
 
 if TYPE_CHECKING:
@@ -23,9 +24,10 @@ class EmbeddingModel(nn.Module):
     Source: Luo et al., "Bag of Tricks and a Strong Baseline for Deep Person Re-identification", CVPRW 2019.
     """
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, pooling: MeanPooling | None = None) -> None:
         super().__init__()
         self.backbone = backbone
+        self.pooling = MeanPooling() if pooling is None else pooling
         # Some heads widen what the last stage gives (MobileNetV3: 576 to 1024).
         self.width = int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
         self.neck = nn.BatchNorm1d(self.width)
@@ -40,7 +42,7 @@ class EmbeddingModel(nn.Module):
         Returns:
             f: (N, D) pooled features, b: (N, D) the same after the neck.
         """
-        f = pooled(self.backbone, images)
+        f = pooled(self, images)
         return f, self.neck(f)
 
     def embed(self, images: Tensor) -> Tensor:
@@ -60,28 +62,23 @@ class Retrieval(nn.Module):
 
     def __init__(self, model: EmbeddingModel) -> None:
         super().__init__()
-        self.backbone, self.neck = model.backbone, model.neck
+        self.backbone, self.pooling, self.neck = model.backbone, model.pooling, model.neck
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
-        return F.normalize(self.neck(pooled(self.backbone, images)), dim=1)
+        return F.normalize(self.neck(pooled(self, images)), dim=1)
 
 
-def pooled(backbone: nn.Module, images: Tensor) -> Tensor:
-    """Features (N, D) of images (N, 3, H, W).
-
-    The mean over positions of a map (N, D, h, w) or (N, h, w, D); of tokens (N, L, D) the class token, or
-    their mean.
-    """
-    x: Tensor = backbone(images)
-    if x.ndim == 4:
-        channels_last = str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC")
-        return x.mean(dim=(1, 2) if channels_last else (2, 3))
-    if x.ndim == 3:
-        prefix = int(getattr(backbone, "num_prefix_tokens", 0))
-        return x[:, 0] if prefix else x.mean(dim=1)
-    return x
+def pooled(model: EmbeddingModel | Retrieval, images: Tensor) -> Tensor:
+    """Features (N, D) of images (N, 3, H, W) before the neck."""
+    backbone = model.backbone
+    features: Tensor = model.pooling(
+        backbone(images),
+        channels_last=str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC"),
+        prefix=int(getattr(backbone, "num_prefix_tokens", 0)),
+    )
+    return features
 
 
 def build_model(config: ModelConfig) -> EmbeddingModel:
@@ -92,7 +89,7 @@ def build_model(config: ModelConfig) -> EmbeddingModel:
     Raises:
         DmxError: unknown backbone, or arguments or weights that do not fit it.
     """
-    model = EmbeddingModel(build_backbone(config))
+    model = EmbeddingModel(build_backbone(config), POOLINGS[config.pooling]())
     if config.weights:
         load_weights(model, config.weights, config.backbone)
     return model

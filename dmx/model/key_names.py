@@ -3,7 +3,7 @@
 | tool | backbone | neck | where its code says so |
 |---|---|---|---|
 | DMX | `backbone.` | `neck.` | `dmx/model/embedding_model.py` |
-| torchreid | as in timm | none | `torchreid/models/resnet.py`, `engine/engine.py` |
+| torchreid | as in timm; OSNets as here | none | `torchreid/models/`, `engine/engine.py` |
 | FastReID | `backbone.` | `heads.bottleneck.0.` | `meta_arch/baseline.py`, `heads/embedding_head.py` |
 | OpenUnReID | `backbone.` | `head.feat_bn.` | `models/builder.py`, `models/layers/embedding.py` |
 | DomainMix, MMT, SpCL | `base.0.` and on | `feat_bn.` | `dg/models/resnet.py`, `mmt/models/resnet.py` |
@@ -15,10 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from dmx.model.osnet import is_osnet, named_as_later
+
 BACKBONE, NECK = "backbone.", "neck."
+EXPONENT = "pooling.p"  # of a generalised mean
 # What wraps all of a model, outermost first. Of a mean teacher and its student, tools test the teacher.
 WRAPPINGS = ("module.", "model.", "mean_net.", "net.")
 BACKBONES = ("backbone.", "base.")
+EXPONENTS = ("pooling.p", "heads.pool_layer.p")  # of DMX and FastReID
 NECKS = ("neck.", "heads.bottleneck.0.", "head.feat_bn.", "feat_bn.", "bottleneck.")
 
 
@@ -35,12 +39,15 @@ def by_our_names(keys: Iterable[str]) -> dict[str, str]:
     for wrapping in WRAPPINGS:
         inside = _beneath(inside, wrapping) or inside
     neck = next((each for each in NECKS if _beneath(inside, each)), None)
-    found = {}
+    exponent = next((inside.pop(each) for each in EXPONENTS if each in inside), None)
+    found = {} if exponent is None else {EXPONENT: exponent}
     if neck is not None:
-        found = {NECK + name: key for name, key in _beneath(inside, neck).items()}
+        found |= {NECK + name: key for name, key in _beneath(inside, neck).items()}
         inside = {name: key for name, key in inside.items() if not name.startswith(neck)}
     for beginning in BACKBONES:
         inside = _beneath(inside, beginning) or inside
+    if is_osnet(inside):
+        inside = {named_as_later(name): key for name, key in inside.items()}
     return found | {BACKBONE + name: key for name, key in _stages_named(inside).items()}
 
 

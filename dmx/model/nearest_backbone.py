@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 import timm
 import torch
-from torch import Size
+from torch import Size, nn
 
 from dmx.model.ibn import convert_to_ibn_a
 from dmx.model.key_names import BACKBONE
+from dmx.model.osnet import OSNETS, build_osnet
 
 # Those that torchreid, FastReID and OpenUnReID train most, by the names that DMX has for them.
 PLAIN = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -21,9 +22,8 @@ CANDIDATES = (
     "legacy_seresnet50",
     "legacy_seresnet101",
     "densenet121",
+    *OSNETS,
 )
-OSNET = "conv2.0.conv2a.conv1.weight"  # of its first block, in all its published sizes
-OSNET_AIN = "conv2.0.conv2.0.layers.0.conv1.weight"
 DOMAIN_NORM = ".dsbn."
 
 
@@ -34,11 +34,6 @@ def nearest(shapes: Mapping[str, Size]) -> str:
         shapes: of the file's tensors, by the names of an `EmbeddingModel`.
     """
     names = {name.removeprefix(BACKBONE): shape for name, shape in shapes.items()}
-    if OSNET in names or OSNET_AIN in names:
-        return (
-            "these are the names of an OSNet, a backbone that timm, and so DMX, does not have: give weights "
-            "of a ResNet"
-        )
     if any(DOMAIN_NORM in name for name in names):
         return (
             "these are batch norms with statistics for several domains (OpenUnReID's dsbn), and the file "
@@ -51,12 +46,17 @@ def nearest(shapes: Mapping[str, Size]) -> str:
 
 
 def _fits(candidate: str, names: Mapping[str, Size]) -> bool:
-    base = candidate.removesuffix("_ibn_a")
     with torch.device("meta"):  # shapes without memory
-        backbone = timm.create_model(base, num_classes=0, global_pool="")
-        if base != candidate:
-            convert_to_ibn_a(backbone, candidate)
+        backbone = _built(candidate)
     own = {name: tensor.shape for name, tensor in backbone.state_dict().items() if tensor.ndim}
     parts = {name.split(".")[0] for name in own}
     within = {name: shape for name, shape in names.items() if name.split(".")[0] in parts and shape}
     return own == within
+
+
+def _built(candidate: str) -> nn.Module:
+    if candidate in OSNETS:
+        return build_osnet(candidate)
+    base = candidate.removesuffix("_ibn_a")
+    backbone: nn.Module = timm.create_model(base, num_classes=0, global_pool="")
+    return backbone if base == candidate else convert_to_ibn_a(backbone, candidate)

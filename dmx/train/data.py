@@ -218,6 +218,7 @@ def train_transform(config: Config) -> TrainTransform:
         flip=config.augment.flip,
         pad=config.augment.pad,
         erase=config.augment.erase,
+        colour_jitter=config.augment.colour_jitter,
         erase_fill="raw" if config.compat == "official" else "normalised",
     )
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dmx.config import Config, differences, from_tree, read_yaml, with_absolute_paths
 from dmx.errors import DmxError
-from dmx.model import EmbeddingModel
-from dmx.model.backbone import build_backbone
+from dmx.model import build_model
 from dmx.model.weights import load_weights
 from dmx.train.checkpoint import Progress, latest, read_state
 from dmx.train.runlog import CONFIG
@@ -55,7 +55,7 @@ def starting_point(run: Path, config: Config) -> str | None:
     weights = config.model.weights
     if weights is None or latest(run) is not None:
         return None
-    model = EmbeddingModel(build_backbone(config.model))
+    model = build_model(replace(config.model, weights=None))
     return load_weights(model, weights, config.model.backbone).told(weights)
 
 

@@ -221,7 +221,8 @@ def import_av() -> ModuleType:
             'wanted PyAV, which decodes videos, found that it is not installed; `pip install "dmx[video]"` '
             "brings it, as does `pip install av`"
         ) from error
-    return av
+    module: ModuleType = av
+    return module
 
 
 @contextmanager

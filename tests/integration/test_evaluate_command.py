@@ -119,6 +119,23 @@ def test_options_reach_the_protocol(
     assert "mAP" in capsys.readouterr().out
 
 
+def test_thresholds_are_told_in_percent_and_fractions(
+    checkpoint: Path, ingested: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.json"
+    assert command(checkpoint, ingested, "--device", "cpu", "--roc", "--json", out) == 0
+    heads, line = capsys.readouterr().out.splitlines()[-2:]
+    assert heads.split()[2] == "EER"
+    assert heads.endswith("TPR at FPR 1%")
+    roc = json.loads(out.read_text())["roc"][str(ingested)]
+    assert f"{100 * roc['equal_error_rate']:.1f} ({roc['distance']:.3f})" in line
+    assert [point["false_positive_rate"] for point in roc["points"]] == [1e-4, 1e-3, 1e-2]
+    last = roc["points"][-1]
+    assert line.endswith(f"{100 * last['true_positive_rate']:.1f} ({last['distance']:.3f})")
+    # Of 30 pairs of different people none may be within: a share of 1/30 is more than is allowed.
+    assert 0 <= last["true_positive_rate"] < 1
+
+
 def test_what_cannot_be_evaluated_is_named(checkpoint: Path, ingested: Path, tmp_path: Path) -> None:
     with DatasetWriter(tmp_path / "train", layout="folder") as writer:
         writer.add("train", picture(1, 1), 1, 1, "a.jpg")

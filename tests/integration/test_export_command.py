@@ -193,7 +193,7 @@ def test_a_model_that_onnx_computes_otherwise_is_not_written(
 
     def without_neck(self: Retrieval, images: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_exporting():
-            return torch.nn.functional.normalize(pooled(self.backbone, images), dim=1)
+            return torch.nn.functional.normalize(pooled(self, images), dim=1)
         return right(self, images)
 
     monkeypatch.setattr(Retrieval, "forward", without_neck)

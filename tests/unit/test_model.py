@@ -18,6 +18,8 @@ from dmx.model import (
     synchronise_batchnorm,
 )
 from dmx.model.ibn import IBN
+from dmx.model.osnet import OSNETS
+from dmx.model.pooling import GeM
 from dmx.sections import ModelConfig
 
 
@@ -183,3 +185,74 @@ def test_frozen_statistics_use_the_batch_and_leave_the_buffers(convert: bool) ->
         assert torch.equal(value, before[key]), key
     torch.testing.assert_close(discriminator(x), y)  # training mode: the batch's statistics both times
     assert not torch.equal(discriminator.state_dict()["1.running_mean"], before["1.running_mean"])
+
+
+@pytest.mark.parametrize("name", OSNETS)
+def test_osnets_give_a_map_and_learn(name: str) -> None:
+    """Every parameter has a gradient, and a map is a 16th of the image."""
+    model = build_model(ModelConfig(backbone=name))
+    assert model.backbone(torch.randn(2, 3, 96, 48)).shape == (2, model.width, 6, 3)
+    _, b = model(torch.randn(4, 3, 96, 48))
+    b.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+def test_osnet_has_the_published_size() -> None:
+    """2.2 M parameters (table 1 of the paper), with the fc of 512 x 512 and its norm, which is not here."""
+    backbone = build_model(ModelConfig(backbone="osnet_x1_0")).backbone
+    counted = sum(parameter.numel() for parameter in backbone.parameters()) + 512 * 512 + 3 * 512
+    assert round(counted / 1e6, 1) == 2.2
+
+
+def test_osnets_take_no_arguments_and_have_no_weights_of_timm() -> None:
+    with pytest.raises(DmxError, match=r"osnet_x1_0': wanted no backbone_args"):
+        build_model(ModelConfig(backbone="osnet_x1_0", backbone_args={"depth": 3}))
+    with pytest.raises(DmxError, match=r"download torchreid's weights"):
+        build_model(ModelConfig(backbone="osnet_x1_0", pretrained=True))
+    with pytest.raises(DmxError, match=r"near it: .*osnet_x1_0"):
+        build_model(ModelConfig(backbone="osnet_1_0"))
+
+
+def test_the_generalised_mean_is_the_formula_and_learns() -> None:
+    model = narrow(pooling="gem")
+    images = torch.randn(4, 3, 64, 32)
+    model.backbone.eval()
+    maps = model.backbone(images)
+    f, _ = model(images)
+    torch.testing.assert_close(f, maps.clamp(min=1e-6).pow(3).mean((2, 3)).pow(1 / 3))
+    f.sum().backward()
+    exponent = model.get_parameter("pooling.p")
+    assert exponent.grad is not None
+    assert exponent.grad != 0
+    with torch.no_grad():
+        exponent.fill_(1)
+    mean, _ = narrow_like(model)(images)
+    torch.testing.assert_close(model(images)[0], mean, atol=1e-5, rtol=1e-5)
+
+
+def narrow_like(model: nn.Module) -> nn.Module:
+    """The same weights with the mean as pooling."""
+    other = narrow()
+    other.load_state_dict({k: v for k, v in model.state_dict().items() if k != "pooling.p"})
+    other.backbone.eval()
+    return other
+
+
+def test_the_generalised_mean_stays_in_range_in_half_precision() -> None:
+    """100 cubed is beyond float16, and 1e-3 cubed below it."""
+    pool = GeM()
+    for value in (100.0, 1e-2):
+        found = pool(torch.full((1, 2, 4, 4), value, dtype=torch.float16))
+        torch.testing.assert_close(found, torch.full((1, 2), value, dtype=torch.float16))
+
+
+def test_the_generalised_mean_wants_a_map() -> None:
+    model = build_model(
+        ModelConfig(
+            backbone="vit_tiny_patch16_224",
+            backbone_args={"img_size": (64, 32), "depth": 1},
+            pooling="gem",
+        )
+    )
+    with pytest.raises(DmxError, match=r"model\.pooling: gem wants a map"):
+        model(torch.randn(2, 3, 64, 32))

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from numpy.typing import NDArray
+from sklearn.metrics import roc_curve
 
 from dmx.cluster.reliability import Evidence, Fate
 from dmx.config import Config, to_tree
@@ -93,6 +94,26 @@ def test_the_equal_error_rate_is_that_of_all_thresholds() -> None:
     assert rate == pytest.approx((missed[best] + accepted[best]) / 2, abs=0.01)
     assert at == pytest.approx(thresholds[best], abs=0.02)
     assert 0 < rate < found.equal_error()[0]
+
+
+@pytest.mark.parametrize("allowed", [1e-3, 1e-2, 0.2, 1.0])
+def test_true_positive_rates_are_those_of_scikit_learn(allowed: float) -> None:
+    found, cosine, is_same = counted(2**20, seed=4)
+    accepted, hit, _ = roc_curve(is_same, -cosine, drop_intermediate=False)
+    rate, at = found.true_positive_rate(allowed)
+    # The threshold is an edge of a bin: the best below what is allowed, or that of a bin before.
+    assert rate <= hit[accepted <= allowed].max() + 1e-12
+    step = LARGEST / BINS
+    assert rate >= (cosine[is_same] <= at - step).mean()
+    assert (cosine[~is_same] <= at - step).mean() <= allowed
+    assert (cosine[~is_same] <= at + 2 * step).mean() > allowed or at >= LARGEST - step
+
+
+def test_no_threshold_may_be_strict_enough() -> None:
+    found = DistanceHistogram()
+    found.same[5:9] += 1
+    found.different[0] += 10
+    assert found.true_positive_rate(1e-3) == (0.0, 0.0)
 
 
 def test_overlap_goes_from_apart_to_the_same() -> None:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from dmx.data.colours import with_other_colours
 from dmx.data.images import BrokenImageError, decode
 from dmx.data.transforms import (
     MEAN,
@@ -194,3 +195,37 @@ def test_what_cannot_be_used_is_said() -> None:
         TrainTransform(8, 8, pad=-1)
     with pytest.raises(DmxError, match="erase_fill"):
         TrainTransform(8, 8, erase_fill="grey")  # type: ignore[arg-type]
+
+
+def test_colours_change_within_their_bounds_and_by_the_generator_alone() -> None:
+    """Each change by itself, with the largest that can be drawn, bounds what all four do in any order."""
+    pixels = np.asarray(photo())
+    rng = np.random.default_rng(0)
+    several = [with_other_colours(pixels, rng) for _ in range(20)]
+    assert all(image.shape == pixels.shape and image.dtype == np.uint8 for image in several)
+    brightness = [image.mean() / pixels.mean() for image in several]
+    # Brightness alone moves the mean by up to 15 %, and the others move little of it.
+    assert 0.75 < min(brightness) < 0.95
+    assert 1.05 < max(brightness) < 1.25
+    again = with_other_colours(pixels, np.random.default_rng(0))
+    np.testing.assert_array_equal(again, several[0])
+    grey = np.full((8, 8, 3), 100, np.uint8)
+    changed = with_other_colours(grey, np.random.default_rng(1))
+    assert np.ptp(changed.astype(int), axis=2).max() <= 1  # what has no colour gets none
+    assert np.abs(changed.astype(int) - 100).max() <= 16
+
+
+def test_without_colour_jitter_the_same_numbers_are_drawn() -> None:
+    encoded = png(pixels_of())
+    images = []
+    for share in (0.0, 1.0):
+        rng = np.random.default_rng(3)
+        images.append(TrainTransform(32, 16, erase=0, colour_jitter=share)(encoded, rng))
+        images.append(torch.tensor(rng.random()))
+    assert not torch.equal(images[0], images[2])
+    rng = np.random.default_rng(3)
+    plain = TrainTransform(32, 16, erase=0)(encoded, rng)
+    assert torch.equal(plain, images[0])
+    assert torch.equal(torch.tensor(rng.random()), images[1])
+    with pytest.raises(DmxError, match="colour_jitter: wanted a probability"):
+        TrainTransform(8, 8, colour_jitter=2)
