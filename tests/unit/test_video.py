@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 from footage import RATE, write_video
 from numpy.typing import NDArray
+from PIL import Image
 
 from dmx.cli import build_parser, main
 from dmx.data import writer as writer_module
@@ -328,6 +329,33 @@ def test_tracks_become_identities_when_asked(
     assert printed[:2] == [
         f"camera {n}: {f}.mp4, 12 frames looked at, 12 crops" for n, f in ((1, "a"), (2, "b"))
     ]
+
+
+def test_a_sequence_of_motchallenge_keeps_its_pixels_in_a_container(tmp_path: Path) -> None:
+    """Its JPEGs, put into a video as they are, and the ground truth with what is not to be looked at."""
+    (tmp_path / "img1").mkdir()
+    for number in range(1, 9):
+        Image.fromarray(painted(number)[-1]).save(tmp_path / "img1" / f"{number:06d}.jpg", quality=95)
+    with (
+        av.open(str(tmp_path / "img1" / "%06d.jpg"), options={"framerate": "30"}) as pictures,
+        av.open(str(tmp_path / "MOT17-02.mkv"), "w") as film,
+    ):
+        stream = film.add_stream_from_template(pictures.streams.video[0])
+        for packet in pictures.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                film.mux(packet)
+    truth = [f"{frame},7,40,10,30,80,1,1,0.9\n{frame},8,90,10,30,80,0,8,1" for frame in range(1, 9)]
+    (tmp_path / "gt.txt").write_text("\n".join(truth))
+    words = ["--video", str(tmp_path / "MOT17-02.mkv"), "--boxes", str(tmp_path / "gt.txt")]
+    assert main(["ingest", *words, str(tmp_path / "out"), "--identities", "tracks"]) == 0
+    split = open_dataset(tmp_path / "out").split("train")
+    assert isinstance(split, ShardSplit)
+    assert split.column("track").to_pylist() == [7] * 8
+    assert split.column("time_s").to_pylist() == pytest.approx([frame / 30 for frame in range(8)], abs=2e-3)
+    crop = decode(split.image_bytes(3))
+    whole = np.asarray(Image.open(tmp_path / "img1" / "000004.jpg"))
+    assert np.abs(crop.astype(int) - whole[10:90, 40:70]).max() <= 3  # one more JPEG
 
 
 def test_boxes_behind_the_end_are_told(
