@@ -66,13 +66,29 @@ def generalisation_roles(results: dict[str, Any]) -> str:
 
 
 def generalisation_switches(results: dict[str, Any]) -> str:
-    """What each switch changes, seed by seed, and what the last clustering was like."""
-    role = results["claim"]
+    """What each switch changes, seed by seed, and what the last clustering was like; a table a role."""
+    lines = []
+    for role in roles(results):
+        lines += _switches_in(results, role)
+    lines += [
+        "Change in mAP points against the way in which the switch was changed, seed by seed. Purity, and "
+        "recall of pairs of one person, are those of the last clustering.",
+    ]
+    return "\n".join(lines)
+
+
+def _switches_in(results: dict[str, Any], role: str) -> list[str]:
+    """The lines of one role, a blank one behind them; none where no switch was tried."""
+    tried = [
+        row["way"] for row in results["runs"] if row["way"] not in WAYS and row["role"]["labelled"] == role
+    ]
+    if not tried:
+        return []
     styles = styles_of(ways_of(results, role)[METHOD])
     titles = (title for test in TESTS for title in (f"{styles[test]}: mAP", "change"))
-    lines = head("", "in", "settings", *titles, "purity", "recall", "seeds", texts=3)
-    switches = [METHOD, *(row["way"] for row in results["runs"] if row["way"] not in WAYS)]
-    for way in dict.fromkeys(switches):
+    columns = (f"{styles['labelled']} labelled", "in", "settings", *titles, "purity", "recall", "seeds")
+    lines = head(*columns, texts=3)
+    for way in dict.fromkeys([METHOD, *tried]):
         runs = runs_of(results, way, role)
         first = next(iter(runs.values()))
         base = runs_of(results, first["base"], role)
@@ -84,12 +100,7 @@ def generalisation_switches(results: dict[str, Any]) -> str:
         last = [run["clusters"][-1] for run in runs.values() if run["clusters"]]
         cells += [mean_share(last, "purity"), mean_share(last, "pair_recall"), str(len(runs))]
         lines.append(line(way, *cells))
-    lines += [
-        "",
-        "Change in mAP points against the way in which the switch was changed, seed by seed. Purity, and "
-        "recall of pairs of one person, are those of the last clustering.",
-    ]
-    return "\n".join(lines)
+    return [*lines, ""]
 
 
 def _written(setting: str) -> str:

@@ -100,6 +100,18 @@ def test_switches_are_compared_seed_by_seed_with_their_own_way(tables: Any) -> N
     assert "| DomainMix |  |  | 29.0 ± 1.0 |  | 39.0 ± 1.0 |  |" in text
 
 
+def test_a_switch_in_another_role_has_a_table_of_its_own(tables: Any) -> None:
+    other = STYLES | {"labelled": "campus", "unlabelled": "mall", "unseen": "street"}
+    whole = [a_run(way, 0, at, role=other) for way, at in MAPS.items()]
+    ibn = a_run("IBN-a", 0, 0.29, base="DomainMix", role=other)
+    text = tables.generalisation_switches(results(*whole, ibn))
+    assert "street labelled" not in text
+    assert text.startswith("| campus labelled | in | settings | street: mAP | change |")
+    assert "| IBN-a | DomainMix |  | 29.0 | +1.0 | 39.0 | +1.0 | 90% | 80% | 1 |" in text
+    both = tables.generalisation_switches(results(*whole, ibn, a_run("IBN-a", 2, 0.29, base="DomainMix")))
+    assert both.index("street labelled") < both.index("campus labelled")
+
+
 def test_cameras_are_means_over_seeds(tables: Any) -> None:
     rows = [
         {"way": way, "seed": seed, "camera": camera, "map": at + camera / 10 + seed / 100}
