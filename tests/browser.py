@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +28,34 @@ def look(page: Path, tmp_path: Path, width: int, *more: str) -> subprocess.Compl
         page.as_uri(),
     ]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+
+
+# A headless window is never narrower than 500 pixels; a frame is what a phone is.
+FRAME = """<body><iframe src="measured.html" width="{}" height="900"></iframe>
+<script>onmessage = event => document.body.textContent = event.data</script></body>"""
+POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>\n?')
+
+
+def measured(page: Path, tmp_path: Path, width: int, script: str, *more: str) -> dict[str, Any]:
+    """What a script finds on a page that is `width` pixels wide.
+
+    The page's own policy, which would not let it run, is taken out.
+
+    Args:
+        script: its `told` is what is given back.
+    """
+    text, policies = POLICY.subn("", page.read_text(encoding="utf-8"))
+    assert policies == 1
+    answer = 'parent.postMessage(JSON.stringify(told), "*")'
+    asking = f"<script>onload = () => {{ {script}\n{answer} }}</script></body>"
+    (tmp_path / "measured.html").write_text(text.replace("</body>", asking), encoding="utf-8")
+    (tmp_path / "frame.html").write_text(FRAME.format(width), encoding="utf-8")
+    shown = look(tmp_path / "frame.html", tmp_path, 1600, *more, "--dump-dom", "--virtual-time-budget=9000")
+    body = re.search(r"<body[^>]*>(.*)</body>", shown.stdout, re.DOTALL)
+    assert body is not None, shown.stdout
+    told: dict[str, Any] = json.loads(html.unescape(body[1]))
+    assert told.pop("width") == width
+    return told
 
 
 def asked_by_page(net_log: Path) -> set[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import json
 import re
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from browser import asked_by_page, chromium, look
+from browser import asked_by_page, chromium, look, measured
 from numpy.typing import NDArray
 from PIL import Image
 from runs import prepare
@@ -341,8 +340,7 @@ def test_mistakes_are_said_before_anything_is_embedded(
 
 
 # What the page tells of itself, which its own policy would not let run.
-PROBE = """<script>onload = () => {
-const box = document.documentElement, all = [...document.images];
+PROBE = """const box = document.documentElement, all = [...document.images];
 const plot = document.querySelector("[data-chart]"), svg = plot.querySelector("svg").getBoundingClientRect();
 plot.dispatchEvent(new PointerEvent("pointermove", {clientX: svg.left + svg.width / 2}));
 const told = { over: box.scrollWidth - innerWidth, width: innerWidth, title: document.title,
@@ -351,11 +349,7 @@ const told = { over: box.scrollWidth - innerWidth, width: innerWidth, title: doc
     && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 80)),
   ground: getComputedStyle(document.body).backgroundColor, ink: getComputedStyle(document.body).color,
   sections: [...document.querySelectorAll("section[id]")].filter(s => s.offsetHeight > 40).map(s => s.id),
-  tip: plot.querySelector(".tip").textContent };
-parent.postMessage(JSON.stringify(told), "*") }</script></body>"""
-# A headless window is never narrower than 500 pixels; a frame is what a phone is.
-FRAME = """<body><iframe src="measured.html" width="{}" height="900"></iframe>
-<script>onmessage = event => document.body.textContent = event.data</script></body>"""
+  tip: plot.querySelector(".tip").textContent };"""
 
 
 @pytest.fixture(scope="module")
@@ -396,15 +390,8 @@ def test_a_browser_shows_it(hostile_page: Path, tmp_path: Path, width: int, is_d
     assert screen.shape[1] == width
     assert (np.median(screen) < 60) == is_dark
 
-    text = hostile_page.read_text(encoding="utf-8")
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
-    (tmp_path / "measured.html").write_text(text.replace("</body>", PROBE), encoding="utf-8")
-    (tmp_path / "frame.html").write_text(FRAME.format(width), encoding="utf-8")
-    wide = tmp_path / "frame.html", tmp_path, 1600
-    dumped = look(*wide, theme, "--dump-dom", "--virtual-time-budget=9000").stdout
-    told = json.loads(_body(dumped))
+    told = measured(hostile_page, tmp_path, width, PROBE, theme)
     assert (told["over"], told["wide"], told["broken"]) == (0, [], 0)
-    assert told["width"] == width
     assert told["pictures"] > 50
     assert told["sections"] == list(SECTIONS)
     assert told["title"] == "Run run"
@@ -416,10 +403,6 @@ def test_what_a_page_asks_for_would_be_noticed(tmp_path: Path) -> None:
     page.write_text('<img src="http://example.invalid/a.png">', encoding="utf-8")
     look(page, tmp_path, 390, f"--log-net-log={net}", f"--screenshot={tmp_path / 'shot.png'}")
     assert asked_by_page(net) == {"http://example.invalid/a.png"}
-
-
-def _body(dumped: str) -> str:
-    return html.unescape(re.search(r"<body[^>]*>(.*)</body>", dumped, re.DOTALL)[1])  # type: ignore[index]
 
 
 def test_without_its_script_a_chart_is_whole(page: Path) -> None:
