@@ -25,6 +25,9 @@ from dmx.errors import DmxError
 CUT_SHORT_S, CUT_SHORT_FRAMES = 2.0, 4
 CUT_SHORT_SHARE = 0.02
 
+# A playlist that is called a video leads nowhere else.
+LOCAL = {"protocol_whitelist": "file"}
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -233,7 +236,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     if size == 0:
         raise DmxError(f"{path}: wanted a video, found an empty file (zero bytes); record or copy it again")
     try:
-        container = av.open(str(path))
+        container = av.open(str(path), options=LOCAL)
     except (av.FFmpegError, ValueError) as error:
         raise DmxError(
             f"{path}: wanted a video, found {size:,} bytes that FFmpeg cannot open: {_reason(error)}. If it "

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from dmx.train.runlog import write_whole
 from dmx.video.detector import Found
 
 NAME = ".detections.jsonl.tmp"
@@ -37,11 +38,9 @@ class Journal:
     def __enter__(self) -> Self:
         if self._path is not None:
             self._read(self._path)
-            self._file = self._path.open("w", encoding="utf-8")
-            self._write({"settings": self._settings})
-            for line in self._lines.values():
-                self._file.write(line + "\n")
-            self._file.flush()
+            lines = [json.dumps({"settings": self._settings}), *self._lines.values()]
+            write_whole(self._path, "".join(f"{line}\n" for line in lines))
+            self._file = self._path.open("a", encoding="utf-8")
         return self
 
     def __exit__(

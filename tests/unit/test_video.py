@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -169,6 +170,24 @@ def test_what_is_no_video_is_told(tmp_path: Path, film: Path) -> None:
         DmxError, match=r"sound\.wav: wanted a video, found a file with audio but no pictures"
     ):
         open_video(tmp_path / "sound.wav")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nhttp://127.0.0.1:{port}/a.ts\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile 'http://127.0.0.1:{port}/a.mp4'\n",
+    ],
+)
+def test_a_playlist_leads_nowhere(tmp_path: Path, text: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.5)
+        path = tmp_path / "a.mp4"
+        path.write_text(text.format(port=server.getsockname()[1]))
+        with pytest.raises(DmxError, match=r"a\.mp4: wanted a video"):
+            open_video(path)
+        with pytest.raises(TimeoutError):
+            server.accept()
 
 
 def test_no_more_than_a_few_batches_are_decoded_ahead() -> None:
