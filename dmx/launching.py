@@ -3,8 +3,8 @@
 A task is a function by name, `package.module:function`, and arguments that JSON can hold. Whoever starts it,
 each worker calls `function(**arguments, local=...)`, with (local rank, workers on its host), or None where
 the environment tells. A task finds its last checkpoint by itself, so a worker that is started again goes on
-where its work stands, and nothing has to be reported or restored through the launcher. A launcher that is told
-to stop passes it on by a file, and workers that are told leave word there; none of them starts again.
+where its work stands, and nothing has to be reported or restored through the launcher. A launcher that is
+told to stop passes it on by a file, and workers that are told leave word there; none of them starts again.
 
 One worker of several, as torchrun and srun start it:  python -m dmx.launching TASK ARGUMENTS FAILURE
 """
@@ -187,8 +187,8 @@ def _worker_command(task: str, arguments: dict[str, Any], failure: Path, stop: P
 def _run_workers(command: list[str], environment: dict[str, str], stop: Path) -> int:
     """Run a launcher's program; returns its status.
 
-    It gets no signal but through the file `stop`, so that all workers end behind the same step, and it does not
-    outlive this process.
+    It gets no signal but through the file `stop`, so that all workers end behind the same step, and it does
+    not outlive this process.
     """
     with deferred(partial(leave_word, stop)):
         process = subprocess.Popen(

@@ -1,7 +1,7 @@
 """Folders, and processes, that are not to outlive the process that made them.
 
-A scratch folder is removed at the end, and those of processes that were killed by the next one that makes one: its
-owner holds a lock on it, which the kernel takes back from whoever ends, however that was.
+A scratch folder is removed at the end, and those of processes that were killed by the next one that makes
+one: its owner holds a lock on it, which the kernel takes back from whoever ends, however that was.
 """
 
 from __future__ import annotations

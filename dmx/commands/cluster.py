@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     ]
     config = from_tree(*layers, ("--timeout", {"timeout_s": args.timeout}))
 
-    from dmx.clustering import RESULT, TASK, ClusterJob, read_cameras
+    from dmx.clustering import RESULT, TASK, ClusterJob, read_cameras, remove_beginnings
     from dmx.features import Features
     from dmx.launching import check_launch, launch
 
@@ -87,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     job.write(out)
     if (out / RESULT).exists():
+        remove_beginnings(out)
         print(f"{out} is finished")
     else:
         launch(
