@@ -1,11 +1,11 @@
 """Kills every command at random moments: does the same command then come to the same result?
 
-For each command the undisturbed result is taken once. Then, as often as --kills says, the command starts in a
-new folder and is struck: by SIGKILL, SIGTERM or SIGINT, its main process alone or all of its group, or by want of
-memory (the kernel kills a process of it, by a limit of its control group; or its allocations fail, by RLIMIT_AS).
-The moment is drawn from the time in which it writes, one in five from its start on. What has a final name then
-must be whole. The same command is given until it is through; its result must be the undisturbed one, and neither
-processes, nor shared memory, nor temporary files may be left.
+For each command the undisturbed result is taken once. Then, as often as --kills says, the command starts in
+a new folder and is struck: by SIGKILL, SIGTERM or SIGINT, its main process alone or all of its group, or by
+want of memory (the kernel kills a process of it, by a limit of its control group; or its allocations fail,
+by RLIMIT_AS). The moment is drawn from the time in which it writes, one in five from its start on. What has
+a final name then must be whole. The same command is given until it is through; its result must be the
+undisturbed one, and neither processes, nor shared memory, nor temporary files may be left.
 
 Results are written as they come: benchmarks/results/kill.json. All of it takes about two hours on two cores.
 

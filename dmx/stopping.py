@@ -1,12 +1,12 @@
-"""Ending when told to: by SIGTERM, as schedulers send before they take a machine away, or SIGINT (Ctrl-C).
+"""Ending when told to: by SIGTERM, which schedulers send before they take a machine away, or SIGINT (Ctrl-C).
 
-The first signal raises `Stopped` in the main thread, so that whatever is open is closed on the way out; within
-`deferred` it only leaves word, for code that soon comes to a better place to stop. A second one ends the
-process at once. Whoever does not come to an end within STOP_S is ended: what is unfinished lies under temporary
-names, and the next start removes it.
+The first signal raises `Stopped` in the main thread, so that whatever is open is closed on the way out;
+within `deferred` it only leaves word, for code that soon comes to a better place to stop. A second one ends
+the process at once. Whoever does not come to an end within STOP_S is ended: what is unfinished lies under
+temporary names, and the next start removes it.
 
-Workers, which another process has started, follow a file that all hosts see (`heeding`): in Ray's the code runs
-in a thread, where no signal ever arrives.
+Workers, which another process has started, follow a file that all hosts see (`heeding`): in Ray's the code
+runs in a thread, where no signal ever arrives.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class Outcome:
     Attributes:
         strike: what befell the command.
         at_s: when, after its start, seconds.
-        where: `starting` before it wrote anything, `at work`, or `through` when it was so in spite of the strike.
+        where: `starting` before it wrote anything, `at work`, or `through` when it ended well all the same.
         status: how it ended.
         end_s: from the strike to its end, seconds.
         heard: whether it was up far enough to answer a signal.
@@ -126,11 +126,8 @@ class Command:
     """A command that runs, with all processes that belong to it."""
 
     def __init__(self, job: Job, out: Path, group: Path | None = None) -> None:
-        self.out, self._temporary, self.errors = (
-            out,
-            out.with_name(f"{out.name}-tmp"),
-            out.with_suffix(".err"),
-        )
+        self.out, self.errors = out, out.with_suffix(".err")
+        self._temporary = out.with_name(f"{out.name}-tmp")
         self._temporary.mkdir(exist_ok=True)
         self._mark = f"DMX_KILL={out.name}-{time.monotonic_ns()}"
         name, _, value = self._mark.partition("=")
@@ -240,7 +237,7 @@ def strike(job: Job, whole: Undisturbed, number: int, rng: random.Random) -> Out
     """Strike the command once, give it again until it is through, and look at everything."""
     how = STRIKES[number % len(STRIKES)]
     out = job.folder / f"{job.name}-{number}"
-    for _ in range(5):  # until it is struck before it is through
+    for _ in range(5):  # until it is struck before it is through, which takes longer or less
         with _struck(job, whole, how, out, rng) as (command, outcome):
             if outcome.where != "through" or how.name == ALLOCATION_FAILS:
                 break
@@ -249,21 +246,27 @@ def strike(job: Job, whole: Undisturbed, number: int, rng: random.Random) -> Out
     outcome.partial = job.partial(out, whole.out)
     if how.is_polite and outcome.heard:
         outcome.rude = rudeness(command, how)
-    while outcome.restarts <= MOST_RESTARTS:
-        again = Command(job, out)
-        again.await_end()
-        outcome.restarts += 1
-        if again.process.returncode == 0:
+    last = command
+    while last.process.returncode and not (
+        job.refuses and out.exists() and not job.differences(out, whole.out)
+    ):
+        if outcome.restarts == MOST_RESTARTS:
+            outcome.differences = [f"is never through: {last.errors.read_text()[-600:]}"]
             break
-    else:
-        outcome.differences.append(f"is never through: {again.errors.read_text()[-600:]}")
-    if not outcome.differences:
-        outcome.differences = job.differences(out, whole.out)
-    outcome.leaks = sorted({*command.leaks(), *again.leaks(), *job.left(out)})
+        last = Command(job, out)
+        last.await_end()
+        outcome.restarts += 1
+    outcome.differences = outcome.differences or job.differences(out, whole.out)
+    outcome.leaks = sorted({*command.leaks(), *last.leaks(), *job.left(out)})
     if not outcome.faults:
         shutil.rmtree(out)
-        again.remove()
+        last.remove()
     return outcome
+
+
+def _is_whole(job: Job, out: Path, whole: Undisturbed) -> bool:
+    """Whether a command would refuse to write the results again, since they are all there."""
+    return job.refuses and out.exists() and not job.differences(out, whole.out)
 
 
 @contextmanager
