@@ -132,7 +132,7 @@ class Command:
         self._mark = f"DMX_KILL={out.name}-{time.monotonic_ns()}"
         name, _, value = self._mark.partition("=")
         environment = os.environ | {name: value, "TMPDIR": str(self._temporary)}
-        self._before = set(SHARED_MEMORY.iterdir()), ray_folders()
+        self._shared = set(SHARED_MEMORY.iterdir())
         joins = None if group is None else (lambda: (group / "cgroup.procs").write_text(str(os.getpid())))
         self.start = time.monotonic()
         with open(self.errors, "ab") as errors:
@@ -185,9 +185,8 @@ class Command:
         deadline = time.monotonic() + LINGER_S
         while True:
             found = self.others()
-            shared, rays = self._before
-            found += [str(path) for path in set(SHARED_MEMORY.iterdir()) - shared if not is_held(path)]
-            found += [str(path) for path in ray_folders() - rays if not is_held(path)]
+            new = set(SHARED_MEMORY.iterdir()) - self._shared
+            found += [str(path) for path in [*new, *ray_folders(self.process.pid)] if not is_held(path)]
             found += [str(path) for path in self._temporary.iterdir()]
             if not found or time.monotonic() > deadline:
                 return found
@@ -199,8 +198,9 @@ class Command:
         self.errors.unlink()
 
 
-def ray_folders() -> set[Path]:
-    return set(Path("/tmp").glob("dmx-ray-*")) | set(Path("/tmp").glob(".dmx-new-*"))
+def ray_folders(pid: int) -> list[Path]:
+    """The folders in /tmp of a process that started Ray, whose sessions are named after it."""
+    return [session.parent for session in Path("/tmp").glob(f"dmx-ray-*/session_*_{pid}")]
 
 
 def is_held(path: Path) -> bool:
