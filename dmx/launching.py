@@ -79,6 +79,7 @@ def launch(
     """
     check_launch(launcher, workers)
     if launcher == "inline":
+        _remove_left(folder)
         run_task(task, arguments)
         return
     with _storage(folder) as storage:
@@ -97,13 +98,17 @@ def launch(
 def _storage(folder: Path) -> Iterator[Path]:
     """A folder for the word between a launch and its workers; what a killed launch left is removed."""
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".launch-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    _remove_left(folder)
     storage = Path(tempfile.mkdtemp(prefix=".launch-", dir=folder.absolute()))
     try:
         yield storage
     finally:
         shutil.rmtree(storage, ignore_errors=True)
+
+
+def _remove_left(folder: Path) -> None:
+    for left in folder.glob(".launch-*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def check_launch(launcher: Launcher, workers: int) -> None:

@@ -34,7 +34,8 @@ def scratch_folder(prefix: str, parent: Path) -> Iterator[Path]:
     made = Path(tempfile.mkdtemp(prefix=".dmx-new-", dir=parent))
     lock = os.open(made, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(OSError):  # some network file systems lock no folders, where it is not told apart
+            fcntl.flock(lock, fcntl.LOCK_EX)
         folder = made.with_name(prefix + made.name.removeprefix(".dmx-new-"))
         made.rename(folder)
         try:
@@ -47,7 +48,9 @@ def scratch_folder(prefix: str, parent: Path) -> Iterator[Path]:
 
 def remove_left(prefix: str, parent: Path) -> None:
     """Remove the scratch folders of processes of this user that are no more."""
-    for folder in parent.glob(f"{prefix}*"):
+    for folder in parent.iterdir():
+        if not folder.name.startswith(prefix):
+            continue
         with suppress(OSError):  # another process removes it, too, or it is not ours to remove
             lock = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
             try:

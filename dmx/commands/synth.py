@@ -147,6 +147,11 @@ def _draw_sheet(args: argparse.Namespace) -> int:
         height=requests[0].height,
         first_identity=requests[0].first_identity,
     )
-    sheet.save(args.sheet)
+    temporary = args.sheet.with_name(f".tmp-{args.sheet.name}")
+    try:
+        sheet.save(temporary)
+        temporary.replace(args.sheet)
+    finally:
+        temporary.unlink(missing_ok=True)
     print(f"{args.sheet}: {sheet.width} x {sheet.height} pixels")
     return 0

@@ -495,6 +495,20 @@ def test_command_writes_a_sheet_and_a_data_set(tmp_path: Path, capsys: pytest.Ca
     assert "2 images of 1 people" in capsys.readouterr().out
 
 
+def test_a_sheet_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo takes one that is there for done."""
+
+    def cut_short(self: Image.Image, path: Path, *_: object) -> None:
+        path.write_bytes(b"half a sheet")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dmx.synth.sheet.contact_sheet", lambda *_, **__: Image.new("RGB", (2, 2)))
+    monkeypatch.setattr(Image.Image, "save", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        command.run(parse("--sheet", str(tmp_path / "sheet.png")))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_command_needs_one_thing_to_do() -> None:
     with pytest.raises(DmxError, match="nothing to do"):
         command.run(parse())
