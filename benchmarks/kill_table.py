@@ -31,8 +31,8 @@ def reliability_kill(results: dict[str, Any]) -> str:
         "",
         f"{kills} kills at random moments, of the main process or of its whole group, out of memory by the "
         f"kernel ({results['machine']['memory_limit']}) or by allocations that fail; {verdict} the "
-        "undisturbed result, by the same command. At work: it had begun to write. Left behind: processes, shared memory, "
-        f"temporary files. End: from SIGTERM or SIGINT to the end of the process, on "
+        "undisturbed result, by the same command. At work: it had begun to write. Left behind: processes, "
+        f"shared memory, temporary files. End: from SIGTERM or SIGINT to the end of the process, on "
         f"{results['machine']['cores']} cores that were busy with other work besides. "
         "`python benchmarks/kill.py` measures it.",
     ]

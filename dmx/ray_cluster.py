@@ -22,6 +22,8 @@ from dmx.stopping import keeping_handlers
 
 RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    # A thread that still asks for something while a command ends would start another cluster, in /tmp/ray.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     # Ray Train would print each line of a worker twice, and watch itself through a dashboard that is off.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",

@@ -69,11 +69,13 @@ class Undisturbed:
         out: its results.
         begins_s: from its start to the first thing it wrote, seconds.
         total_s: from its start to its end, seconds.
+        keeps: names in the folder for temporary files that it leaves there, for later commands.
     """
 
     out: Path
     begins_s: float
     total_s: float
+    keeps: frozenset[str]
 
 
 @dataclass
@@ -180,14 +182,18 @@ class Command:
                     found.append(f"process {words[:120]}")
         return found
 
-    def leaks(self) -> list[str]:
+    def kept(self) -> frozenset[str]:
+        """What lies in its folder for temporary files."""
+        return frozenset(path.name for path in self._temporary.iterdir())
+
+    def leaks(self, keeps: frozenset[str]) -> list[str]:
         """Processes, shared memory and temporary files that are left; each has LINGER_S to go."""
         deadline = time.monotonic() + LINGER_S
         while True:
             found = self.others()
             new = set(SHARED_MEMORY.iterdir()) - self._shared
             found += [str(path) for path in [*new, *ray_folders(self.process.pid)] if not is_held(path)]
-            found += [str(path) for path in self._temporary.iterdir()]
+            found += [str(self._temporary / name) for name in self.kept() - keeps]
             if not found or time.monotonic() > deadline:
                 return found
             time.sleep(0.1)
@@ -227,10 +233,11 @@ def undisturbed(job: Job) -> Undisturbed:
         total_s = time.monotonic() - command.start
         if command.process.returncode:
             raise RuntimeError(f"{job.name}: {command.errors.read_text()}")
+        keeps = command.kept()
         command.remove()
         if name == "warm":
             shutil.rmtree(command.out)
-    return Undisturbed(command.out, begins_s, total_s)
+    return Undisturbed(command.out, begins_s, total_s, keeps)
 
 
 def strike(job: Job, whole: Undisturbed, number: int, rng: random.Random) -> Outcome:
@@ -257,7 +264,7 @@ def strike(job: Job, whole: Undisturbed, number: int, rng: random.Random) -> Out
         last.await_end()
         outcome.restarts += 1
     outcome.differences = outcome.differences or job.differences(out, whole.out)
-    outcome.leaks = sorted({*command.leaks(), *last.leaks(), *job.left(out)})
+    outcome.leaks = sorted({*command.leaks(whole.keeps), *last.leaks(whole.keeps), *job.left(out)})
     if not outcome.faults:
         shutil.rmtree(out)
         last.remove()

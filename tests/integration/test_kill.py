@@ -50,7 +50,8 @@ def test_a_command_that_is_killed_fifty_times_comes_to_the_same(name: str, folde
 def test_what_does_not_come_to_the_same_is_found(folder: Path) -> None:
     """The harness itself: a file that is cut short, one that is missing, and a process that stays."""
     job = kills.JOBS["ingest"](folder)
-    whole = kills.undisturbed(job).out
+    undisturbed = kills.undisturbed(job)
+    whole = undisturbed.out
     out = folder / "ingest-cut"
     command = kills.Command(job, out)
     command.await_end()
@@ -61,7 +62,7 @@ def test_what_does_not_come_to_the_same_is_found(folder: Path) -> None:
     assert job.partial(out, whole) == ["train-00001.arrow"]
     assert job.differences(out, whole) == ["other train-00001.arrow", "no skipped.jsonl"]
     assert job.left(out) == [str(out / ".train-00001.arrow.tmp")]
-    assert command.leaks() == []
+    assert command.leaks(undisturbed.keeps) == []
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", pytest.param("ray", marks=pytest.mark.slow)])
