@@ -44,6 +44,7 @@ class _State:
 
     signum: int | None = None
     since: float = 0.0
+    handled: float | None = None
     is_deferred: bool = False
     is_agreed: bool = False
     tell: Callable[[int], None] | None = None
@@ -87,7 +88,7 @@ def deferred(tell: Callable[[int], None] | None = None) -> Iterator[None]:
         tell: called with the signal, to pass it on.
 
     Raises:
-        Stopped: the wish came before.
+        Stopped: the wish came before, or so late that the code within did not see it.
     """
     if _state.signum is not None:
         raise Stopped
@@ -96,6 +97,8 @@ def deferred(tell: Callable[[int], None] | None = None) -> Iterator[None]:
         yield
     finally:
         _state.is_deferred, _state.tell = False, None
+    if _state.signum is not None:
+        raise Stopped
 
 
 def say_at_the_end(words: Callable[[], str]) -> None:
@@ -167,13 +170,15 @@ def keeping_handlers() -> Iterator[None]:
 
 
 def _on_signal(signum: int, _: FrameType | None) -> None:
-    if overdue(AGAIN_S):
-        os._exit(128 + signum)
+    if _state.handled is not None:  # the way out is not to be interrupted, but may be cut short
+        if time.monotonic() - _state.handled > AGAIN_S:
+            os._exit(128 + signum)
+        return
+    _state.handled = time.monotonic()
     wish(signum)
     if _state.tell is not None:
         _state.tell(signum)
     if not _state.is_deferred:
-        _state.is_deferred = True  # one is enough: the way out is not to be interrupted
         raise Stopped
 
 

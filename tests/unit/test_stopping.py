@@ -59,11 +59,26 @@ def test_a_signal_only_leaves_word_where_it_is_deferred() -> None:
         "with stopping.deferred():\n"
         "    print('up', flush=True)\n"
         "    while stopping.wished() is None: time.sleep(0.01)\n"
-        "print('to the end')"
+        "    print('to the end')\n"
+        "print('and further')"
     )
     process = start(body)
     process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=30)[0] == "to the end\n"
+    assert process.communicate(timeout=30)[0] == "to the end\nstopped by SIGTERM\n"
+
+
+def test_a_signal_is_heard_behind_a_long_call() -> None:
+    """One that no signal interrupts, longer than two signals are taken for one."""
+    body = (
+        "import hashlib\nprint('up', flush=True)\nstart = time.monotonic()\n"
+        "try: hashlib.pbkdf2_hmac('sha256', b'', b'', 4_000_000)\n"
+        "finally: print(time.monotonic() - start)"
+    )
+    process = start(body, stop_s=100)
+    process.send_signal(signal.SIGTERM)
+    took_s, said = process.communicate(timeout=100)[0].splitlines()
+    assert float(took_s) > stopping.AGAIN_S
+    assert said == "stopped by SIGTERM"
 
 
 def test_what_came_before_it_is_not_deferred() -> None:
@@ -134,7 +149,7 @@ def test_a_worker_ends_behind_its_step_when_the_file_says_so(tmp_path: Path) -> 
     word.touch()
     process = start(STEPS, word)
     stopping.leave_word(word, signal.SIGINT)
-    assert process.communicate(timeout=30)[0] == "a step more\n"
+    assert process.communicate(timeout=30)[0] == "a step more\nstopped by SIGINT\n"
 
 
 def test_a_worker_that_does_no_steps_ends_at_once_and_without_an_error(tmp_path: Path) -> None:
@@ -152,7 +167,7 @@ def test_a_worker_that_gets_the_signal_itself_tells_the_others(tmp_path: Path) -
     word.touch()
     process = start(STEPS, word)
     process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=30)[0] == "a step more\n"
+    assert process.communicate(timeout=30)[0] == "a step more\nstopped by SIGTERM\n"
     assert stopping.found_word(word) == signal.SIGTERM
 
 
