@@ -101,7 +101,7 @@ def deferred(tell: Callable[[int], None] | None = None) -> Iterator[None]:
         raise Stopped
 
 
-def say_at_the_end(words: Callable[[], str]) -> None:
+def say_at_the_end(words: Callable[[], str] = lambda: "; the same command goes on") -> None:
     """What else to say, behind "stopped by SIGTERM", when this command is stopped."""
     _state.words = words
 
@@ -109,8 +109,10 @@ def say_at_the_end(words: Callable[[], str]) -> None:
 def last_words() -> str:
     """One line: by what this process was stopped, and what there is to say of it."""
     line = f"stopped by {signal.Signals(_state.signum or signal.SIGTERM).name}"
+    if _state.words is None:
+        return f"{line}; the same command begins again"
     with suppress(OSError, ValueError):  # nothing that cannot be read shall hide that it was stopped
-        line += _state.words() if _state.words is not None else ""
+        line += _state.words()
     return line
 
 
@@ -230,6 +232,8 @@ def _heed(word: Path, done: threading.Event) -> None:
             signum = found_word(word)
         except FileNotFoundError:  # whoever goes on after a launcher that was killed removes its folder
             os._exit(1)
+        except OSError:  # a file system that is away for a moment
+            continue
         if os.getppid() != parent:
             os._exit(1)
         if signum is not None:

@@ -98,8 +98,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write_dataset(args: argparse.Namespace) -> int:
+    from dmx.stopping import say_at_the_end
     from dmx.synth.dataset import write_dataset
 
+    say_at_the_end()
     request = _request(args, args.style or "street", identities=100, cameras=6, images=12)
     summary = write_dataset(args.out, request, jobs=args.jobs)
     print(
