@@ -7,7 +7,8 @@ by RLIMIT_AS). The moment is drawn from the time in which it writes, one in five
 a final name then must be whole. The same command is given until it is through; its result must be the
 undisturbed one, and neither processes, nor shared memory, nor temporary files may be left.
 
-Results are written as they come: benchmarks/results/kill.json. All of it takes about two hours on two cores.
+Results are written as they come: benchmarks/results/kill.json. All of it takes some hours on two cores;
+interrupted, it goes on where its log ends.
 
     python benchmarks/kill.py
     python benchmarks/kill.py --command train --kills 5 --seed 7
@@ -35,27 +36,28 @@ sys.path.insert(0, str(ROOT / "tests"))
 import kills  # noqa: E402  # beside the tests, which use them too
 
 RESULTS = ROOT / "benchmarks" / "results" / "kill.json"
+LOG = ROOT / "build" / "kill.jsonl"
+FAULTS = ("partial", "differences", "leaks", "rude")
 
 
-def summary(command: str, undisturbed: kills.Undisturbed, outcomes: list[kills.Outcome]) -> dict[str, Any]:
-    """What all kills of a command come to."""
-    ends = [outcome.end_s for outcome in outcomes if outcome.strike.is_polite and outcome.heard]
+def summary(command: str, kills_of_it: list[dict[str, Any]]) -> dict[str, Any]:
+    """What all kills of a command come to, from their lines in the log."""
+    polite = [one for one in kills_of_it if one["heard"] and one["strike"]["signum"] in kills.POLITE]
+    ends = [one["end_s"] for one in polite]
     return {
         "command": command,
-        "undisturbed_s": round(undisturbed.total_s, 1),
-        "writes_from_s": round(undisturbed.begins_s, 1),
-        "kills": dict(Counter(outcome.strike.name for outcome in outcomes)),
-        "where": dict(Counter(outcome.where for outcome in outcomes)),
-        "at_s": [round(outcome.at_s, 2) for outcome in outcomes],
-        "restarts": sum(outcome.restarts for outcome in outcomes),
+        "undisturbed_s": sorted({round(one["undisturbed_s"], 1) for one in kills_of_it}),
+        "writes_from_s": sorted({round(one["writes_from_s"], 1) for one in kills_of_it}),
+        "kills": dict(Counter(one["strike"]["name"] for one in kills_of_it)),
+        "where": dict(Counter(one["where"] for one in kills_of_it)),
+        "at_s": [round(one["at_s"], 2) for one in kills_of_it],
+        "restarts": sum(one["restarts"] for one in kills_of_it),
         "end_s": {"count": len(ends), "median": round(median(ends), 2), "max": round(max(ends), 2)}
         if ends
         else None,
         **{
-            name: [
-                f"{outcome.strike.name}: {told}" for outcome in outcomes for told in getattr(outcome, name)
-            ]
-            for name in ("partial", "differences", "leaks", "rude")
+            name: [f"{one['strike']['name']}: {told}" for one in kills_of_it for told in one[name]]
+            for name in FAULTS
         },
     }
 
@@ -78,32 +80,44 @@ def main() -> int:
     parser.add_argument("--command", choices=tuple(kills.JOBS), action="append", help="only this; repeatable")
     parser.add_argument("--kills", type=int, default=50, metavar="N", help="of each (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
-    parser.add_argument("--round", type=int, default=0, metavar="N", help="kills of each command in turn")
-    parser.add_argument("--log", type=Path, help="file that gets a line of JSON for each kill")
+    parser.add_argument(
+        "--log",
+        type=Path,
+        default=LOG,
+        help="gets a line of JSON for each kill; those in it are not done again",
+    )
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     folder = Path(tempfile.mkdtemp(prefix="kill-", dir="/var/tmp"))
     names = arguments.command or list(kills.JOBS)
-    outcomes: dict[str, list[kills.Outcome]] = {name: [] for name in names}
+    arguments.log.parent.mkdir(parents=True, exist_ok=True)
+    log = (
+        [json.loads(line) for line in arguments.log.read_text().splitlines()]
+        if arguments.log.exists()
+        else []
+    )
+    done = {(one["command"], one["number"]) for one in log}
     try:
         jobs = {name: kills.JOBS[name](folder) for name in names}
-        undisturbed = {name: kills.undisturbed(job) for name, job in jobs.items()}
-        step = arguments.round or arguments.kills
-        for begin in range(0, arguments.kills, step):
+        undisturbed = {name: kills.undisturbed(job) for name, job in jobs.items() if arguments.kills}
+        for number in range(arguments.kills):
             for name, job in jobs.items():
-                for number in range(begin, min(begin + step, arguments.kills)):
-                    rng = random.Random(f"{arguments.seed}/{name}/{number}")
-                    outcome = kills.strike(job, undisturbed[name], number, rng)
-                    outcomes[name].append(outcome)
-                    line = json.dumps({"command": name, "number": number, **asdict(outcome)})
-                    print(line, flush=True)
-                    if arguments.log is not None:
-                        with open(arguments.log, "a", encoding="utf-8") as log:
-                            log.write(line + "\n")
-                record(summary(name, undisturbed[name], outcomes[name]))
+                if (name, number) in done:
+                    continue
+                rng = random.Random(f"{arguments.seed}/{name}/{number}")
+                whole = undisturbed[name]
+                outcome = kills.strike(job, whole, number, rng)
+                times = {"undisturbed_s": whole.total_s, "writes_from_s": whole.begins_s}
+                log.append({"command": name, "number": number, **times, **asdict(outcome)})
+                with open(arguments.log, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(log[-1]) + "\n")
+                print(json.dumps(log[-1]), flush=True)
+                record(summary(name, [one for one in log if one["command"] == name]))
+        for name in {one["command"] for one in log}:
+            record(summary(name, [one for one in log if one["command"] == name]))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return int(any(outcome.faults for found in outcomes.values() for outcome in found))
+    return int(any(one[name] for one in log for name in FAULTS))
 
 
 if __name__ == "__main__":

@@ -264,7 +264,7 @@ def export(folder: Path) -> Job:
         folder,
         ["export", str(_model(folder))],
         place=lambda out: [str(out)],
-        begun=lambda out: out.with_name(f".{out.name}.tmp").exists(),
+        begun=lambda out: out.exists() or out.with_name(f".{out.name}.tmp").exists(),
         partial=lambda out, whole: same_bytes(out, whole) if out.exists() else [],
         differences=same_bytes,
         refuses=True,

@@ -11,8 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +23,7 @@ PATIENCE_S = 300.0  # for a command to end by itself
 LINGER_S = 10.0  # for the processes of one that was killed to follow it
 POLL_S = 0.01
 MOST_RESTARTS = 4
+MOST_SHARE, LEAST_SHARE = 0.9, 0.1  # of its time, in which a command is struck
 EARLY_SHARE = 0.2  # of the moments are drawn from the start of the process on
 MEMORY_V2, MEMORY_V1 = Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory")
 SHARED_MEMORY = Path("/dev/shm")
@@ -46,9 +46,10 @@ class Strike:
     @property
     def is_polite(self) -> bool:
         """Whether the command can end as it likes."""
-        return self.signum in (signal.SIGTERM, signal.SIGINT)
+        return self.signum in POLITE
 
 
+POLITE = (signal.SIGTERM, signal.SIGINT)
 KERNEL_KILLS, ALLOCATION_FAILS = "out of memory: killed", "out of memory: allocation fails"
 STRIKES = (
     Strike("SIGKILL to the group", signal.SIGKILL, True),
@@ -85,7 +86,8 @@ class Outcome:
     Attributes:
         strike: what befell the command.
         at_s: when, after its start, seconds.
-        where: `starting` before it wrote anything, `at work`, or `through` when it ended well all the same.
+        where: `starting` before it wrote anything, `at work`, `ending` when it had written everything, or
+            `through` when it ended well all the same.
         status: how it ended.
         end_s: from the strike to its end, seconds.
         heard: whether it was up far enough to answer a signal.
@@ -244,19 +246,19 @@ def strike(job: Job, whole: Undisturbed, number: int, rng: random.Random) -> Out
     """Strike the command once, give it again until it is through, and look at everything."""
     how = STRIKES[number % len(STRIKES)]
     out = job.folder / f"{job.name}-{number}"
-    for _ in range(5):  # until it is struck before it is through, which takes longer or less
-        with _struck(job, whole, how, out, rng) as (command, outcome):
-            if outcome.where != "through" or how.name == ALLOCATION_FAILS:
-                break
-            shutil.rmtree(out)
-            command.remove()
+    share = MOST_SHARE
+    while True:  # until it is struck before it is through, which takes it longer or less
+        command, outcome = _struck(job, whole, how, out, share, rng)
+        if outcome.where != "through" or how.name == ALLOCATION_FAILS or share < LEAST_SHARE:
+            break
+        shutil.rmtree(out)
+        command.remove()
+        share /= 2
     outcome.partial = job.partial(out, whole.out)
     if how.is_polite and outcome.heard:
         outcome.rude = rudeness(command, how)
     last = command
-    while last.process.returncode and not (
-        job.refuses and out.exists() and not job.differences(out, whole.out)
-    ):
+    while last.process.returncode and not _is_whole(job, out, whole):
         if outcome.restarts == MOST_RESTARTS:
             outcome.differences = [f"is never through: {last.errors.read_text()[-600:]}"]
             break
@@ -276,11 +278,10 @@ def _is_whole(job: Job, out: Path, whole: Undisturbed) -> bool:
     return job.refuses and out.exists() and not job.differences(out, whole.out)
 
 
-@contextmanager
 def _struck(
-    job: Job, whole: Undisturbed, how: Strike, out: Path, rng: random.Random
-) -> Iterator[tuple[Command, Outcome]]:
-    """The command, started and struck, and how it ended."""
+    job: Job, whole: Undisturbed, how: Strike, out: Path, share: float, rng: random.Random
+) -> tuple[Command, Outcome]:
+    """The command, started and struck within this share of its time, and how it ended."""
     group = _memory_group() if how.name == KERNEL_KILLS else None
     command = Command(job, out, group)
     try:
@@ -290,15 +291,15 @@ def _struck(
                 time.sleep(POLL_S)
         now = time.monotonic() - command.start
         work_s = whole.total_s if is_early else whole.total_s - whole.begins_s
-        runs = command.wait_until((0 if is_early else now) + rng.uniform(0, 0.95 * work_s))
+        runs = command.wait_until((0 if is_early else now) + rng.uniform(0, share * work_s))
         at_s, begun = time.monotonic() - command.start, job.begun(out)
         heard = runs and _handles(command.process.pid)
         if runs:
             _hit(command, how, group)
         end_s = command.await_end()
         status = command.process.returncode
-        where = "through" if status == 0 else "at work" if begun else "starting"
-        yield command, Outcome(how, at_s, where, status, end_s, heard)
+        where = "starting" if not begun else "at work" if heard else "ending"
+        return command, Outcome(how, at_s, where if status else "through", status, end_s, heard)
     finally:
         if group is not None:
             _remove_group(group)
