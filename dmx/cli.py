@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from dmx import __version__
+from dmx import __version__, stopping
 from dmx.errors import DmxError
 from dmx.kernels.progress import listening
 from dmx.progress import progress_bar
@@ -66,22 +66,35 @@ def _unknown(words: Sequence[str], options: Sequence[str]) -> DmxError:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the return value is the process's exit status (2: the user's input cannot be used)."""
+    """Run one command; the return value is the process's exit status.
+
+    2: the user's input cannot be used; 143 and 130: stopped by SIGTERM and SIGINT.
+    """
     name = "dmx"
-    try:
-        args, unknown = build_parser().parse_known_args(argv)
-        name = f"dmx {args.command}"
-        if unknown:
-            raise _unknown(unknown, args.options)
-        with listening(progress_bar):
-            return int(args.run(args))
-    except BrokenPipeError:
-        # Whoever read the output has seen enough (`| head`); Python would complain once more at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (DmxError, OSError) as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        return 130
+
+    def named() -> str:
+        return name
+
+    with stopping.listening(named):
+        try:
+            args, unknown = build_parser().parse_known_args(argv)
+            name = f"dmx {args.command}"
+            if unknown:
+                raise _unknown(unknown, args.options)
+            with listening(progress_bar):
+                return int(args.run(args))
+        except BaseException as error:
+            if stopping.wished() is not None:
+                # Whatever ends a command that was told to stop: it may be the way out that stumbled.
+                print(f"{name}: {stopping.last_words()}", file=sys.stderr)
+                if argv is None:
+                    stopping.end(stopping.status())
+                return stopping.status()
+            if isinstance(error, BrokenPipeError):
+                # Whoever read the output has seen enough (`| head`); Python would complain at its exit.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return 1
+            if isinstance(error, DmxError | OSError):
+                print(f"{name}: error: {error}", file=sys.stderr)
+                return 2
+            raise

@@ -41,6 +41,7 @@ from dmx.train.runlog import write_whole
 TASK = "dmx.clustering:cluster_worker"
 LABELS, RESULT, JOB = "labels.parquet", "clusters.json", "job.json"
 NEIGHBOURS = "neighbours"
+CENTROIDS = "centroids-{}.parquet"
 CAMERA = "camera"  # the column that says which camera took an image
 KEY_ROWS = 1 << 16  # rows whose keys are copied at a time
 _NOT_COMPARED = ("settings", "timeout_s")
@@ -239,10 +240,13 @@ def _write(
     """Centroids by every worker; the rest by the first."""
     if job.centroids:
         first = found.num_identities * place.rank // place.size
-        _write_centroids(out / f"centroids-{place.rank:05d}.parquet", first, found.centroids.cpu().numpy())
+        _write_centroids(out / CENTROIDS.format(f"{place.rank:05d}"), first, found.centroids.cpu().numpy())
     meet(place, "writing the centroids")
     if not place.leads:
         return
+    for left in out.glob(CENTROIDS.format("*")):  # of an earlier start with more workers
+        if left.name > CENTROIDS.format(f"{place.size - 1:05d}") or not job.centroids:
+            left.unlink()
     _write_labels(out / LABELS, features, found)
     kept = int((found.labels >= 0).sum())
     result = {
@@ -258,6 +262,11 @@ def _write(
         **timings,
     }
     write_whole(out / RESULT, json.dumps(result, indent=1) + "\n")
+    remove_beginnings(out)
+
+
+def remove_beginnings(out: Path) -> None:
+    """Remove what only an unfinished job needs; one that was killed behind its result has it still."""
     shutil.rmtree(out / NEIGHBOURS, ignore_errors=True)
 
 

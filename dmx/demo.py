@@ -13,7 +13,7 @@ from typing import Any
 
 from dmx.config import from_tree, recipe
 from dmx.errors import DmxError
-from dmx.train.runlog import EPOCHS, read_lines
+from dmx.train.runlog import EPOCHS, read_lines, write_whole
 
 RECIPE = "demo"
 LABELLED_STYLE, UNLABELLED_STYLE, UNSEEN_STYLE = "street", "campus", "mall"
@@ -111,11 +111,11 @@ def run_demo(demo: Demo) -> str:
             if not was_done:  # Also what was spent before an interruption; not the look at what is there.
                 spent_s = seconds.get(_step(words), 0.0) + time.monotonic() - begin
                 seconds[_step(words)] = round(spent_s, 1)
-                (demo.out / SECONDS).write_text(json.dumps(seconds, indent=1) + "\n", encoding="utf-8")
+                write_whole(demo.out / SECONDS, json.dumps(seconds, indent=1) + "\n")
     result = _result(demo) | {"seconds": seconds, "total_seconds": round(sum(seconds.values()), 1)}
     text = as_markdown(result)
-    (demo.out / RESULT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (demo.out / "result.md").write_text(text, encoding="utf-8")
+    write_whole(demo.out / RESULT, json.dumps(result, indent=1) + "\n")
+    write_whole(demo.out / "result.md", text)
     return text
 
 

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from dmx.cores import cores
 from dmx.errors import DmxError
+from dmx.scratch import Process, await_ends, descendants, scratch_folder
+from dmx.stopping import keeping_handlers
 
 RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    # A thread that still asks for something while a command ends would start another cluster, in /tmp/ray.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     # Ray Train would print each line of a worker twice, and watch itself through a dashboard that is off.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -60,25 +63,40 @@ def ray_cluster(cpus: int | None = None, object_store_bytes: int | None = None) 
         import ray
     except ImportError as error:
         raise DmxError("this wants Ray: install dmx[cpu] or dmx[gpu]") from error
-    scratch = tempfile.mkdtemp(prefix="dmx-", dir="/tmp")  # Socket names in it must be short.
     with ExitStack() as stack:
-        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-        stack.callback(ray.shutdown)
+        scratch = stack.enter_context(
+            scratch_folder("dmx-ray-", Path("/tmp"))
+        )  # its sockets' names are short
+        stack.callback(_shut_down, descendants(os.getpid()))
         if joins_cluster():
             _join(os.environ["RAY_ADDRESS"])
             stack.enter_context(_watching(ray.get_runtime_context().gcs_address))
         else:
-            ray.init(
-                address="local",
-                num_cpus=cpus or cores(),
-                include_dashboard=False,
-                object_store_memory=object_store_bytes,
-                _temp_dir=scratch,
-                _node_ip_address="127.0.0.1",
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-            )
+            with keeping_handlers():  # Ray puts in one that ends the process
+                ray.init(
+                    address="local",
+                    num_cpus=cpus or cores(),
+                    include_dashboard=False,
+                    object_store_memory=object_store_bytes,
+                    _temp_dir=str(scratch),
+                    _node_ip_address="127.0.0.1",
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                )
         yield ray.get_runtime_context().gcs_address
+
+
+def _shut_down(others: set[Process]) -> None:
+    """Leave Ray, and wait for the processes that it started here, which would go on writing files.
+
+    Args:
+        others: processes that were there before it.
+    """
+    import ray
+
+    own = descendants(os.getpid()) - others
+    ray.shutdown()
+    await_ends(own)
 
 
 @contextmanager
@@ -167,7 +185,8 @@ def _join(address: str) -> None:
     import ray
 
     try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        with keeping_handlers():
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise DmxError(
             f"RAY_ADDRESS: wanted a Ray cluster at {address}, found: {error}. Start one (see launch/), "

@@ -10,16 +10,19 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dmx.cores import cores
 from dmx.errors import DmxError
-from dmx.launching import raise_told, run_worker
+from dmx.launching import STOP, raise_stopped, raise_told, run_worker
 from dmx.progress import columns_of
 from dmx.ray_cluster import host_resources, ray_cluster
+from dmx.stopping import WORKER_S, Stopped, deferred, leave_word, overdue
 
 FOLLOW_S = 0.2
 SHOWN = 400  # characters of what Ray says
@@ -64,6 +67,7 @@ def launch_ray(
     settings = {
         "task": task,
         "arguments": arguments,
+        "stop": str(storage / STOP),
         "output": str(storage / "output"),
         "is_terminal": sys.stderr.isatty(),
         "columns": columns_of(sys.stderr),
@@ -197,12 +201,37 @@ def _fit(settings: dict[str, Any], crew: Crew, storage: Path, timeout_s: float) 
             backend="cpu:gloo,cuda:nccl" if crew.has_gpu else "gloo", timeout_s=math.ceil(timeout_s)
         ),
     )
+    stop = Path(settings["stop"])
     try:
-        trainer.fit()
+        _fit_in_thread(trainer.fit, stop)
     except Exception as error:  # Ray wraps whatever a worker raised in types that changed between versions.
+        raise_stopped(stop)
         raise_told(failure)
         raise _WorkersEndedError(_reasons(error)) from error
+    raise_stopped(stop)
     raise_told(failure)
+
+
+def _fit_in_thread(fit: Callable[[], object], stop: Path) -> None:
+    """Call `fit` in a thread, so that this one hears signals, which Ray would answer itself.
+
+    Raises:
+        Stopped: the workers did not end in time after a signal.
+    """
+    ended: Future[object] = Future()
+
+    def call() -> None:
+        try:
+            ended.set_result(fit())
+        except BaseException as error:  # for the thread that waits
+            ended.set_exception(error)
+
+    with deferred(partial(leave_word, stop)):
+        threading.Thread(target=call, name="fit", daemon=True).start()
+        while not wait([ended], POLL_S).done:
+            if overdue(WORKER_S + 1):
+                raise Stopped
+    ended.result()
 
 
 def _reasons(error: Exception) -> str:
@@ -238,17 +267,18 @@ def _ray_worker(settings: dict[str, Any]) -> None:
     from ray.train import get_context
 
     context = get_context()
-    task, arguments, failure = settings["task"], settings["arguments"], Path(settings["failure"])
+    task, arguments = settings["task"], settings["arguments"]
+    failure, stop = Path(settings["failure"]), Path(settings["stop"])
     local = (context.get_local_rank(), context.get_local_world_size())
     if context.get_world_rank() != 0:
-        run_worker(task, arguments, failure, local)
+        run_worker(task, arguments, failure, stop, local)
         return
     with (
         _Output(settings["output"], settings["is_terminal"], settings["columns"]) as output,
         redirect_stdout(output),
         redirect_stderr(output),
     ):
-        run_worker(task, arguments, failure, local)
+        run_worker(task, arguments, failure, stop, local)
 
 
 @contextmanager

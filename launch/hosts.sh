@@ -42,8 +42,10 @@ there() {
 }
 
 # What is written to a pipe reaches the host as standard input; while it is open, the host's Ray lasts.
-pipes=() nodes=()
+pipes=() nodes=() own='' running=''
 finish() {
+    # The command first: it saves what it has, and cannot without its Ray.
+    [ -z "$own" ] || { exec {own}>&- && wait "$running" 2>/dev/null || true; }
     for pipe in "${pipes[@]}"; do exec {pipe}>&-; done
     wait "${nodes[@]}" 2>/dev/null || true
 }
@@ -58,11 +60,13 @@ done
 
 # The command's standard input is such a pipe too.
 on_head() {
+    local status=0
     exec {own}> >(exec "${ssh[@]}" "$head" "$(there "$@")")
-    local process=$! status=0
-    pipes+=("$own")
+    running=$!
     cat "$token" <(echo) >&"$own"
-    wait "$process" || status=$?
+    wait "$running" || status=$?
+    exec {own}>&-
+    own=''
     return "$status"
 }
 status=0

@@ -70,9 +70,10 @@ def run(args: argparse.Namespace) -> int:
     ]
     config = from_tree(*layers, ("--timeout", {"timeout_s": args.timeout}))
 
-    from dmx.clustering import RESULT, TASK, ClusterJob, read_cameras
+    from dmx.clustering import RESULT, TASK, ClusterJob, read_cameras, remove_beginnings
     from dmx.features import Features
     from dmx.launching import check_launch, launch
+    from dmx.stopping import say_at_the_end
 
     check_launch(args.launcher, args.workers)
     out, path = args.out, _absolute(args.features)
@@ -86,7 +87,9 @@ def run(args: argparse.Namespace) -> int:
         args.timeout,
     )  # fmt: skip
     job.write(out)
+    say_at_the_end()
     if (out / RESULT).exists():
+        remove_beginnings(out)
         print(f"{out} is finished")
     else:
         launch(

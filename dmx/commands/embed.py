@@ -85,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
     """Embed what is missing, then say what there is."""
     from dmx.data.dataset import open_dataset
     from dmx.extraction.plan import Output, parts_of
+    from dmx.stopping import say_at_the_end
     from dmx.train.checkpoint import BEST, LATEST, load_model
     from dmx.train.runlog import versions
 
@@ -101,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
     model, config = load_model(args.checkpoint, BEST if args.best else LATEST)
     settings = _settings(args, dataset, len(parts), model, config, output)
     done = output.begin(settings, versions(), args.batch_size)
+    say_at_the_end()
     missing = output.missing(parts)
     if not missing and done:
         print(f"{args.out} is finished: {_shown(output.counts())}")

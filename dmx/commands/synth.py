@@ -98,8 +98,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write_dataset(args: argparse.Namespace) -> int:
+    from dmx.stopping import say_at_the_end
     from dmx.synth.dataset import write_dataset
 
+    say_at_the_end()
     request = _request(args, args.style or "street", identities=100, cameras=6, images=12)
     summary = write_dataset(args.out, request, jobs=args.jobs)
     print(
@@ -147,6 +149,11 @@ def _draw_sheet(args: argparse.Namespace) -> int:
         height=requests[0].height,
         first_identity=requests[0].first_identity,
     )
-    sheet.save(args.sheet)
+    temporary = args.sheet.with_name(f".tmp-{args.sheet.name}")
+    try:
+        sheet.save(temporary)
+        temporary.replace(args.sheet)
+    finally:
+        temporary.unlink(missing_ok=True)
     print(f"{args.sheet}: {sheet.width} x {sheet.height} pixels")
     return 0

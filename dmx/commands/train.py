@@ -118,12 +118,13 @@ def run(args: argparse.Namespace) -> int:
         saved = from_tree((str(folder / CONFIG), read_yaml(folder / CONFIG)))
         _require_same(config, with_absolute_paths(saved), folder)
 
+    from dmx import stopping
     from dmx.launching import check_launch, launch
     from dmx.train.branch import begin_branch, branch_point, check_branch
     from dmx.train.data import TrainingData, shares_batches
     from dmx.train.provenance import check_data, record_start
     from dmx.train.recovery import DESCRIPTION, recover
-    from dmx.train.resume import check_changes, first_step, goes_further, starting_point
+    from dmx.train.resume import check_changes, first_step, goes_further, standing, starting_point
     from dmx.train.runlog import describe_run
     from dmx.train.trackers import check_trackers
     from dmx.train.worker import RESULT
@@ -157,6 +158,7 @@ def run(args: argparse.Namespace) -> int:
         describe_run(folder, config)
         if differs := record_start(folder, data, changed, first_step(folder)):
             print(f"the run goes on under other code or versions: {differs}", file=sys.stderr, flush=True)
+        stopping.say_at_the_end(lambda: standing(folder, config))
         launch(
             TASK,
             {"run": str(folder.absolute())},

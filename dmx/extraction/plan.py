@@ -130,7 +130,12 @@ class Output:
         Raises:
             DmxError: it holds features made otherwise, or something else.
         """
-        names = self.location.names()
+        names = []
+        for name in self.location.names():
+            if name.endswith(TEMPORARY_SUFFIX):  # left by a run that was killed
+                self.location.delete(name)
+            else:
+                names.append(name)
         if MANIFEST_NAME not in names:
             if names:
                 raise DmxError(
@@ -150,9 +155,6 @@ class Output:
             return False
         found = self._read()
         self._require_same(settings, found["settings"])
-        for name in names:
-            if name.endswith(TEMPORARY_SUFFIX):  # left by a run that was killed
-                self.location.delete(name)
         return bool(found["finished"])
 
     def recorded_precision(self) -> str | None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING
 
-import timm
 from torch import nn
 
 from dmx.errors import DmxError
 from dmx.model.ibn import convert_to_ibn_a
 from dmx.model.osnet import OSNETS, build_osnet
+from dmx.model.timm_alone import timm
 
 if TYPE_CHECKING:
     from dmx.sections import ModelConfig

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import timm
 import torch
 from torch import Size, nn
 
 from dmx.model.ibn import convert_to_ibn_a
 from dmx.model.key_names import BACKBONE
 from dmx.model.osnet import OSNETS, build_osnet
+from dmx.model.timm_alone import timm
 
 # Those that torchreid, FastReID and OpenUnReID train most, by the names that DMX has for them.
 PLAIN = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")

@@ -11,8 +11,6 @@ It is written under a temporary name beside its place, then renamed.
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -25,6 +23,7 @@ import pyarrow.parquet as pq
 from dmx.data.layouts import Unreadable
 from dmx.data.storage import locate
 from dmx.errors import DmxError
+from dmx.scratch import scratch_folder
 from dmx.search.encoder import ModelRecord
 from dmx.search.gallery import Gallery
 from dmx.search.images import Origin
@@ -33,7 +32,6 @@ from dmx.train.runlog import versions
 
 FORMAT = 1
 MANIFEST, VECTORS, ROWS, SKIPPED = "index.json", "index.faiss", "rows.parquet", "skipped.jsonl"
-TEMPORARY_SUFFIX = ".tmp"
 
 
 def is_index(path: str | Path) -> bool:
@@ -84,14 +82,10 @@ def write_index(index: Index, folder: Path) -> None:
 def _new_folder(folder: Path) -> Iterator[Path]:
     """A folder that takes its name when it is whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
-    temporary.mkdir()
-    try:
+    with scratch_folder(f".{folder.name}-tmp-", folder.parent) as temporary:
         yield temporary
         require_place(folder)
         temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 class StoredIndex:

@@ -164,6 +164,8 @@ def _build(folder: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if folder.is_dir():
             return
+        for left in folder.parent.glob(f".{folder.name}-*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             _write(source, temporary)

@@ -193,13 +193,14 @@ def _claim(folder: Path, request: Request) -> None:
     record = folder / PARAMETERS_FILE
     wanted = request.parameters()
     if not record.exists():
-        if folder.exists() and any(folder.iterdir()):
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f".{PARAMETERS_FILE}.*{PART_SUFFIX}"):  # by a run that was killed
+            left.unlink(missing_ok=True)
+        if any(folder.iterdir()):
             raise DmxError(
                 f"{folder} is not empty and has no {PARAMETERS_FILE}, so dmx synth did not make it; "
                 "choose a new or empty folder"
             )
-        for sub in (QUERY_FOLDER, GALLERY_FOLDER) if request.split == "test" else (".",):
-            (folder / sub).mkdir(parents=True, exist_ok=True)
         _write_whole(record, (json.dumps(wanted, indent=2) + "\n").encode())
         return
     try:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from dmx.distributed import World
+from dmx.imports import without
 from dmx.model import frozen_statistics
 
 Precision = Literal["fp32", "bf16"]
@@ -85,8 +86,9 @@ def import_deepspeed() -> Any:
     """Import DeepSpeed without its compiling, probing or logging anything."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
-    import deepspeed.ops
+    with without("wandb"):
+        import deepspeed
+        import deepspeed.ops
 
     # Asked for, this table runs a compiler to see what could be built; on the CPU, DeepSpeed would then build
     # a shared-memory collective. Nothing here needs a compiled operation.

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dmx import stopping
 from dmx.cluster.sharded import ShardedPseudoLabels, sharded_centroids, sharded_pseudo_labels
 from dmx.cluster.validation import as_features
 from dmx.data.shards import Split
@@ -96,7 +97,11 @@ def pseudo_label(trainer: Trainer, epoch: int, features: Features | None) -> Epo
 
 
 def train(trainer: Trainer, epoch: int, labels: EpochLabels | None) -> None:
-    """The epoch's remaining steps, with a checkpoint now and then."""
+    """The epoch's remaining steps, with a checkpoint now and then.
+
+    Raises:
+        Stopped: on all processes behind the same step, once a checkpoint of it is written.
+    """
     config, players, world = trainer.config, trainer.players, trainer.world
     use_cores(world)
     stage = stage_of(config, epoch, 0 if labels is None else labels.identities)
@@ -110,6 +115,7 @@ def train(trainer: Trainer, epoch: int, labels: EpochLabels | None) -> None:
     weight = identity_weight(config, epoch)
     with (
         trainer.timed("train"),
+        stopping.deferred(),
         progress_bar(steps - first, label, "steps") as bar,
         closing(trainer.data.steps(epoch, first, labels, world)) as stream,
     ):
@@ -131,6 +137,8 @@ def train(trainer: Trainer, epoch: int, labels: EpochLabels | None) -> None:
             _count_step(trainer, epoch, step, labels)
             bar.set_postfix_str(", ".join(f"{k} {v:.3g}" for k, v in losses.items()), refresh=False)
             bar.update(1)
+            if stopping.agreed():
+                raise stopping.Stopped
 
 
 def evaluate(trainer: Trainer, epoch: int) -> None:
@@ -231,12 +239,13 @@ def _log_step(trainer: Trainer, epoch: int, step: int, values: dict[str, float])
 
 
 def _count_step(trainer: Trainer, epoch: int, step: int, labels: EpochLabels | None) -> None:
-    """Move on by one step, and write a checkpoint when it is time for one within the epoch."""
+    """Move on by one step, and write a checkpoint when it is time for one within the epoch, or to stop."""
     schedule, progress = trainer.config.schedule, trainer.progress
     progress.epoch, progress.step = epoch, step + 1
     progress.global_step += 1
     every, is_last = schedule.checkpoint_every_steps, step + 1 == schedule.steps_per_epoch
-    if every and (step + 1) % every == 0 and not is_last:
+    is_due = every and (step + 1) % every == 0 and not is_last
+    if is_due or stopping.agreed():
         trainer.save(labels)
 
 

@@ -136,7 +136,9 @@ def git_state(root: Path, keep: Path) -> dict[str, Any]:
     digest = hashlib.sha256(diff).hexdigest() if diff else None
     if digest is not None and len(diff) <= MOST_DIFF_BYTES:
         keep.mkdir(parents=True, exist_ok=True)
-        (keep / f"{digest[:16]}.diff").write_bytes(diff)
+        temporary = keep / f".{digest[:16]}.tmp"
+        temporary.write_bytes(diff)
+        temporary.rename(keep / f"{digest[:16]}.diff")
     return {
         "commit": commit.decode().strip(),
         "is_dirty": bool(diff),

@@ -12,7 +12,7 @@ from dmx.errors import DmxError
 from dmx.model import build_model
 from dmx.model.weights import load_weights
 from dmx.train.checkpoint import Progress, latest, read_state
-from dmx.train.runlog import CONFIG
+from dmx.train.runlog import CONFIG, STEPS, read_lines
 
 # What a checkpoint does not depend on. The model's shape, the data it was trained on and what makes its
 # batches stay; accumulation deals the same batch out in other parts, for other numbers of workers.
@@ -110,6 +110,24 @@ def first_step(run: Path) -> int:
     """The step, from 0, at which training goes on from the run's latest checkpoint."""
     checkpoint = latest(run)
     return 0 if checkpoint is None else read_state(checkpoint)[0].global_step
+
+
+def standing(run: Path, config: Config) -> str:
+    """Where a run that was stopped stands, and what of it is saved: the end of a sentence."""
+    steps = config.schedule.epochs * config.schedule.steps_per_epoch
+    lines = read_lines(run / STEPS)
+    done = lines[-1]["global_step"] + 1 if lines else 0
+    at = f" at step {done} of {steps}"
+    checkpoint = latest(run)
+    if checkpoint is None:
+        return f"{at}, before its first checkpoint; the same command begins again, and comes to the same"
+    saved = read_state(checkpoint)[0].global_step
+    if saved == done:
+        return f"{at}, saved {checkpoint}; the same command goes on"
+    return (
+        f"{at}, where there was no time to save; the same command goes on from step {saved}, "
+        f"{checkpoint}, and comes to the same"
+    )
 
 
 def goes_further(run: Path, config: Config) -> bool:

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dmx import stopping
 from dmx.config import Config
 from dmx.distributed import World, gather_rows
 from dmx.model import domain_balance_loss, domain_labels, domain_loss, soft_triplet_loss
@@ -158,8 +159,12 @@ def _triplet(f: Tensor, labels: Tensor, margin: float, world: World) -> Tensor:
 
 
 def _mean(seen: list[Tensor], world: World) -> list[float]:
+    """Means of the losses; with them, all processes agree whether they stop behind this step."""
     values = torch.stack(seen).mean(0)
+    stop = values.new_tensor([stopping.wished() is not None])
     if world.size > 1:
-        dist.all_reduce(values, group=world.control)
-        values /= world.size
+        both = torch.cat([values, stop])
+        dist.all_reduce(both, group=world.control)
+        values, stop = both[:-1] / world.size, both[-1:]
+    stopping.agree(bool(stop))
     return values.tolist()

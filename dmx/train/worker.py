@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import dmx.config
+from dmx import stopping
 from dmx.config import Config
 from dmx.distributed import share, use_cores, world
 from dmx.errors import DmxError
@@ -77,7 +78,12 @@ def main() -> None:
     parser.add_argument("run", help="run folder with config.yaml")
     arguments = parser.parse_args()
     try:
-        train_worker(arguments.run)
+        with stopping.listening(lambda: "error"):
+            stopping.say_at_the_end()
+            train_worker(arguments.run)
+    except stopping.Stopped:
+        sys.stderr.write(f"{stopping.last_words()}\n")
+        stopping.end(stopping.status())
     except DmxError as error:
         sys.exit(f"error: {error}")
 

@@ -148,6 +148,20 @@ def test_a_folder_is_one_clustering(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "holds another clustering (fingerprint " in capsys.readouterr().err
 
 
+def test_what_other_starts_of_the_same_job_left_is_removed(tmp_path: Path) -> None:
+    """One with more workers was killed behind its centroids, another behind its result."""
+    features, out = write(tmp_path / "features", people(200)), tmp_path / "out"
+    out.mkdir()
+    (out / "centroids-00003.parquet").write_bytes(b"of the fourth worker")
+    command = ["cluster", str(features), "--out", str(out), "--launcher", "inline", "--centroids"]
+    assert main(command) == 0
+    wanted = ["centroids-00000.parquet", "clusters.json", "job.json", "labels.parquet"]
+    assert sorted(path.name for path in out.iterdir()) == wanted
+    (out / "neighbours").mkdir()
+    assert main(command) == 0
+    assert sorted(path.name for path in out.iterdir()) == wanted
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -16,9 +16,11 @@ import pytest
 import torch
 from runs import assert_bit_identical, clusters_of, losses_of, prepare, tensors_of
 
+from dmx import stopping
 from dmx.config import from_tree, read_yaml
 from dmx.train import loop
 from dmx.train.checkpoint import latest, load_model
+from dmx.train.resume import standing
 from dmx.train.runlog import CONFIG, EPOCHS, STEPS, describe_run, read_lines
 from dmx.train.trainer import Trainer
 from dmx.train.worker import RESULT, train_worker
@@ -104,6 +106,32 @@ def test_killed_run_goes_on_bit_identically(whole: Path, killed: Path, tmp_path:
     assert_bit_identical(run, whole)
     assert [line["epoch"] for line in read_lines(run / EPOCHS)] == [0, 1, 2, 3]
     assert list(clusters_of(run)) == [f"epoch-0000{epoch}.safetensors" for epoch in (1, 2, 3)]
+
+
+def test_a_run_that_is_told_to_stop_saves_behind_its_step_and_goes_on_bit_identically(
+    whole: Path, killed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three times: within an epoch, behind its last step, and behind the first of the next one."""
+    run = _copy(killed, tmp_path / "run")
+    step_seed = loop._step_seed
+    for stop_at in ((2, 9), (2, STEPS_PER_EPOCH - 1), (3, 0)):
+
+        def told(seed: int, epoch: int, step: int, rank: int, last: tuple[int, int] = stop_at) -> int:
+            if (epoch, step) == last:
+                stopping.wish(signal.SIGTERM)
+            return step_seed(seed, epoch, step, rank)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(stopping, "_state", stopping._State())
+            patch.setattr(loop, "_step_seed", told)
+            with pytest.raises(stopping.Stopped):
+                train_worker(run)
+        done = stop_at[0] * STEPS_PER_EPOCH + stop_at[1] + 1
+        assert len(losses_of(run)) == done
+        config = from_tree(("saved", read_yaml(run / CONFIG)))
+        assert standing(run, config).startswith(f" at step {done} of {STEPS_PER_EPOCH * EPOCH_COUNT}, saved ")
+    train_worker(run)
+    assert_bit_identical(run, whole)
 
 
 @pytest.mark.parametrize("zero_stage", [0, 3])

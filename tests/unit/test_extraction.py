@@ -117,6 +117,13 @@ def test_a_part_that_is_not_whole_is_made_again(dataset: Path, tmp_path: Path) -
         write_part(output, parts[0], split, 5, processed(dataset, parts[0], 2)[:1])
 
 
+def test_a_job_that_was_killed_before_it_said_what_it_is_begins_anew(tmp_path: Path) -> None:
+    (tmp_path / ".embeddings.json.tmp").write_text("half of it")
+    output = Output(str(tmp_path))
+    assert not output.begin(SETTINGS, {}, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["embeddings.json"]
+
+
 def test_what_was_made_otherwise_is_told_apart(dataset: Path, tmp_path: Path) -> None:
     output = Output(str(tmp_path / "out"))
     output.begin(SETTINGS, {}, 2)

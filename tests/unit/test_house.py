@@ -96,3 +96,12 @@ def test_every_package_is_named_in_setup() -> None:
 def test_files_stay_readable() -> None:
     too_long = {str(path.relative_to(ROOT)): n for path in CODE if (n := path.read_text().count("\n")) > 420}
     assert not too_long, f"split these: {too_long}"
+
+
+def test_nothing_but_a_tracker_imports_wandb() -> None:
+    """It makes temporary folders when it is imported, which killed processes leave behind."""
+    code = (
+        "import sys, dmx.model, dmx.deployment.onnx; from dmx.train.engines import import_deepspeed; "
+        "import_deepspeed(); assert 'wandb' not in sys.modules; import wandb"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

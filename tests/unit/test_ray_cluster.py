@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -45,3 +46,18 @@ def test_waiting_for_hosts_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not joins_cluster()
     with pytest.raises(DmxError, match="RAY_ADDRESS: wanted the address of a Ray cluster, found none set"):
         await_hosts(2, 1.0)
+
+
+def test_nobody_starts_a_cluster_behind_its_end(tmp_path: Path) -> None:
+    """As a thread would that still waits for results when the command is stopped."""
+    code = (
+        "from dmx.ray_cluster import ray_cluster\n"
+        "with ray_cluster(1): import ray\n"
+        "try: ray.put(1)\n"
+        "except ray.exceptions.RaySystemError: print('refused')"
+    )
+    command = [sys.executable, "-c", code]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    said = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=120)
+    assert said.stdout == "refused\n"
+    assert list(tmp_path.iterdir()) == []

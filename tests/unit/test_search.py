@@ -164,6 +164,14 @@ def test_a_stored_index_is_the_same(kind: str, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "deep/down").iterdir()] == ["index"]
 
 
+def test_what_a_killed_command_left_of_an_index_makes_way(tmp_path: Path) -> None:
+    left = tmp_path / ".index-tmp-8c1f"
+    left.mkdir()
+    (left / "index.faiss").write_bytes(b"half of it")
+    write_index(index_of(people(30)), tmp_path / "index")
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
 def test_an_index_comes_whole_or_not_at_all(tmp_path: Path) -> None:
     index = index_of(people(30))
     (tmp_path / "index").mkdir()

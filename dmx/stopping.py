@@ -1,0 +1,257 @@
+"""Ending when told to: by SIGTERM, which schedulers send before they take a machine away, or SIGINT (Ctrl-C).
+
+The first signal raises `Stopped` in the main thread, so that whatever is open is closed on the way out;
+within `deferred` it only leaves word, for code that soon comes to a better place to stop. A second one ends
+the process at once. Whoever does not come to an end within STOP_S is ended: what is unfinished lies under
+temporary names, and the next start removes it.
+
+Workers, which another process has started, follow a file that all hosts see (`heeding`): in Ray's the code
+runs in a thread, where no signal ever arrives.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# From the signal to the end of the process, seconds. Kubernetes gives 30, SLURM what its GraceTime says.
+STOP_S = float(os.environ.get("DMX_STOP_S", "10"))
+MAIN_S = 0.9 * STOP_S
+# Workers end first: after them their launcher has processes of its own to end.
+WORKER_S = 0.6 * STOP_S
+# timeout(1) sends its signal twice, to the command and to its group: that is one wish.
+AGAIN_S = 1.0
+POLL_S = 0.25
+
+
+class Stopped(BaseException):
+    """This process was told to stop. No `Exception`: who catches those shall not go on."""
+
+
+@dataclass
+class _State:
+    """What this process was told, and where it is."""
+
+    signum: int | None = None
+    since: float = 0.0
+    handled: float | None = None
+    is_deferred: bool = False
+    is_agreed: bool = False
+    tell: Callable[[int], None] | None = None
+    words: Callable[[], str] | None = None
+
+
+_state = _State()
+
+
+def wished() -> int | None:
+    """The signal that told this process to stop; None while nobody has."""
+    return _state.signum
+
+
+def agree(stop: bool) -> None:
+    """All processes of a task know by now that they stop here, or that they do not."""
+    _state.is_agreed = stop
+
+
+def agreed() -> bool:
+    """Whether all processes of the task stop here."""
+    return _state.is_agreed
+
+
+def wish(signum: int) -> None:
+    """Note that this process is told to stop; the first time counts."""
+    if _state.signum is None:
+        _state.signum, _state.since = signum, time.monotonic()
+
+
+def overdue(seconds: float) -> bool:
+    """Whether the wish to stop is older than this."""
+    return _state.signum is not None and time.monotonic() - _state.since > seconds
+
+
+@contextmanager
+def deferred(tell: Callable[[int], None] | None = None) -> Iterator[None]:
+    """Signals within interrupt nothing: the code looks at `wished`, and ends by itself in time.
+
+    Args:
+        tell: called with the signal, to pass it on.
+
+    Raises:
+        Stopped: the wish came before, or so late that the code within did not see it.
+    """
+    if _state.signum is not None:
+        raise Stopped
+    _state.is_deferred, _state.tell = True, tell
+    try:
+        yield
+    finally:
+        _state.is_deferred, _state.tell = False, None
+    if _state.signum is not None:
+        raise Stopped
+
+
+def say_at_the_end(words: Callable[[], str] = lambda: "; the same command goes on") -> None:
+    """What else to say, behind "stopped by SIGTERM", when this command is stopped."""
+    _state.words = words
+
+
+def last_words() -> str:
+    """One line: by what this process was stopped, and what there is to say of it."""
+    line = f"stopped by {signal.Signals(_state.signum or signal.SIGTERM).name}"
+    if _state.words is None:
+        return f"{line}; the same command begins again"
+    with suppress(OSError, ValueError):  # nothing that cannot be read shall hide that it was stopped
+        line += _state.words()
+    return line
+
+
+def status() -> int:
+    """The exit status of a process that was stopped, as shells count: 143 after SIGTERM, 130 after SIGINT."""
+    return 128 + (_state.signum or signal.SIGTERM)
+
+
+def end(status: int) -> NoReturn:
+    """End this process, which has nothing open: Python takes seconds to tidy up large libraries."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+@contextmanager
+def listening(name: Callable[[], str]) -> Iterator[None]:
+    """Heed signals within, in the main thread of a command.
+
+    Args:
+        name: of the command, for its last words.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    global _state
+    _state = _State()
+    done = threading.Event()
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    # The pipe tells of signals that Python's handlers cannot see yet, or that a library has taken from them.
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    before = {signum: signal.signal(signum, _on_signal) for signum in SIGNALS}
+    threading.Thread(target=_watch, args=(reader, done, name), name="stopping", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+        signal.set_wakeup_fd(wakeup)
+        os.close(writer)  # which ends the thread
+
+
+@contextmanager
+def keeping_handlers() -> Iterator[None]:
+    """Put the handlers of signals back that a library replaces within."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _on_signal(signum: int, _: FrameType | None) -> None:
+    if _state.handled is not None:  # the way out is not to be interrupted, but may be cut short
+        if time.monotonic() - _state.handled > AGAIN_S:
+            os._exit(128 + signum)
+        return
+    _state.handled = time.monotonic()
+    wish(signum)
+    if _state.tell is not None:
+        _state.tell(signum)
+    if not _state.is_deferred:
+        raise Stopped
+
+
+def _watch(reader: int, done: threading.Event, name: Callable[[], str]) -> None:
+    """End the process when it does not end by itself."""
+    with os.fdopen(reader, "rb", buffering=0) as pipe:
+        while heard := pipe.read(1):
+            if heard[0] in SIGNALS:
+                wish(heard[0])
+                if not done.wait(MAIN_S):
+                    sys.stderr.write(f"{name()}: {last_words()}\n")
+                    sys.stderr.flush()
+                    os._exit(status())
+
+
+@contextmanager
+def heeding(word: Path) -> Iterator[None]:
+    """Be a worker that ends when a file says so: behind a step within `deferred`, elsewhere at once.
+
+    It ends without an error, which its launcher would answer by starting it again, and says nothing, which
+    is the launcher's to do. It ends as well when its launcher is gone.
+
+    Args:
+        word: a file that is there; the number of the signal stands in it once there was one.
+    """
+    done = threading.Event()
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+
+        def pass_on(signum: int, _: FrameType | None) -> None:
+            leave_word(word, signum)
+
+        before = {signum: signal.signal(signum, pass_on) for signum in SIGNALS}
+    global _state
+    _state = _State()
+    threading.Thread(target=_heed, args=(word, done), name="stopping", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _heed(word: Path, done: threading.Event) -> None:
+    parent = os.getppid()
+    while not done.wait(POLL_S):
+        try:
+            signum = found_word(word)
+        except FileNotFoundError:  # whoever goes on after a launcher that was killed removes its folder
+            os._exit(1)
+        except OSError:  # a file system that is away for a moment
+            continue
+        if os.getppid() != parent:
+            os._exit(1)
+        if signum is not None:
+            wish(signum)
+            if (_state.is_deferred or _state.is_agreed) and done.wait(WORKER_S):
+                return
+            os._exit(0)
+
+
+def leave_word(word: Path, signum: int) -> None:
+    """Tell all that heed this file."""
+    word.write_text(str(int(signum)), encoding="utf-8")
+
+
+def found_word(word: Path) -> int | None:
+    """The signal that stands in the file; None while none does.
+
+    It is opened each time, for network file systems look for what is new only then.
+    """
+    text = word.read_text(encoding="utf-8")
+    return int(text) if text else None

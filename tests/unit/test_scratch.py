@@ -1,0 +1,65 @@
+"""Folders of processes that were killed go with the next one; those of others stay."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dmx.scratch import await_ends, descendants, scratch_folder
+
+HOLD = (
+    "import sys; from pathlib import Path; from dmx.scratch import scratch_folder\n"
+    "with scratch_folder('try-', Path(sys.argv[1])) as folder:\n"
+    "    (folder / 'file').touch(); print(folder, flush=True); sys.stdin.read()"
+)
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> subprocess.Popen[str]:
+    """A process that has such a folder, with a file in it."""
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_it_is_gone_afterwards(tmp_path: Path) -> None:
+    with scratch_folder("try-", tmp_path) as folder:
+        (folder / "below").mkdir()
+        assert folder.name.startswith("try-")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_the_next_one_removes(
+    holder: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    assert holder.stdout is not None
+    left = Path(holder.stdout.readline().strip())
+    with scratch_folder("try-", tmp_path):
+        assert (left / "file").exists(), "its owner runs"
+    holder.kill()
+    holder.communicate()
+    assert (left / "file").exists()
+    (tmp_path / "other-folder").mkdir()
+    with scratch_folder("try-", tmp_path) as folder:
+        assert sorted(tmp_path.iterdir()) == sorted([folder, tmp_path / "other-folder"])
+
+
+def test_descendants_are_awaited_and_then_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dmx.scratch.WAIT_S", 0.3)
+    stays = (
+        "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"
+    )
+    child = subprocess.Popen([sys.executable, "-c", stays], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    grandchild = int(child.stdout.readline())
+    found = descendants(child.pid)
+    assert [pid for pid, _ in found] == [grandchild]
+    start = time.monotonic()
+    await_ends(found)
+    assert child.wait(5) == 0
+    assert time.monotonic() - start >= 0.3
+    child.stdout.close()
