@@ -1,0 +1,135 @@
+"""What a process and all that it started take: memory, open files, threads, shared memory, time of cores.
+
+Read from /proc. Reading the memory of a process stops it from taking more meanwhile, so it is done once a
+second or less. What is between two readings is missed; the highest resident size of each process is kept by
+the kernel and misses nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+PAGE_FIELDS = {"Pss_Anon": "own_bytes", "Pss_File": "mapped_bytes", "Pss_Shmem": "shared_bytes"}
+SHARED_MEMORY = "/dev/shm/"
+BLOCK_BYTES = 512  # in which stat counts
+TICKS_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Usage:
+    """Of all processes together, but for the last.
+
+    Attributes:
+        processes: how many there are.
+        own_bytes: memory that lies in no file: heaps, stacks, arrays.
+        mapped_bytes: pages of files, programs and memory-mapped shards: page cache that the system can drop.
+        shared_bytes: shared memory: what they have mapped of it, or its files that they hold open in
+            /dev/shm, whichever is more.
+        handles: open files, sockets and pipes.
+        maps: pieces of address space, which memory-mapped files take.
+        threads: of all.
+        largest_bytes: the highest resident size, pages of files and shared memory included, that any one
+            process has had since it began.
+    """
+
+    processes: int = 0
+    own_bytes: int = 0
+    mapped_bytes: int = 0
+    shared_bytes: int = 0
+    handles: int = 0
+    maps: int = 0
+    threads: int = 0
+    largest_bytes: int = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that the system cannot take back: own and shared."""
+        return self.own_bytes + self.shared_bytes
+
+    def raised_to(self, other: Usage) -> Usage:
+        """The larger of both in every field; `held_bytes` of it may be more than was ever held at a time."""
+        return Usage(*(max(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)))
+
+    def tree(self) -> dict[str, int]:
+        """All fields, for JSON."""
+        return asdict(self) | {"held_bytes": self.held_bytes}
+
+
+def family(root: int) -> list[int]:
+    """A process and all it started, whatever session they moved to."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            children.setdefault(parent, []).append(int(entry.name))
+    found, todo = [], [root]
+    while todo:
+        process = todo.pop()
+        todo += children.get(process, [])
+        found.append(process)
+    return found
+
+
+def usage(root: int) -> Usage:
+    """What a process and all it started take now; zeros where it has ended."""
+    total, shared_files = Usage(), {}
+    for process in family(root):
+        folder = Path(f"/proc/{process}")
+        try:
+            pages = dict(_kib(folder / "smaps_rollup"))
+            status = dict(_kib(folder / "status"))
+            total.threads += len(os.listdir(folder / "task"))
+            total.maps += (folder / "maps").read_bytes().count(b"\n")
+            for handle in os.listdir(folder / "fd"):
+                total.handles += 1
+                try:
+                    if os.readlink(folder / "fd" / handle).startswith(SHARED_MEMORY):
+                        file = (folder / "fd" / handle).stat()
+                        shared_files[file.st_dev, file.st_ino] = file.st_blocks * BLOCK_BYTES
+                except OSError:
+                    continue
+        except OSError:  # it has just ended
+            continue
+        if not pages:  # and waits for its parent to notice
+            continue
+        total.processes += 1
+        for field, attribute in PAGE_FIELDS.items():
+            setattr(total, attribute, getattr(total, attribute) + pages[field])
+        total.largest_bytes = max(total.largest_bytes, status["VmHWM"])
+    total.shared_bytes = max(total.shared_bytes, sum(shared_files.values()))
+    return total
+
+
+def _kib(path: Path) -> Iterator[tuple[str, int]]:
+    """The lines of a file in /proc that tell a size, as names and bytes."""
+    for line in path.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if value.endswith(" kB"):
+            yield name, 1024 * int(value.split()[0])
+
+
+def cpu_seconds(root: int) -> dict[int, float]:
+    """Seconds of cores that each process of a family has taken so far, by its number."""
+    found = {}
+    for process in family(root):
+        try:
+            times = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
+        except OSError:
+            continue
+        found[process] = TICKS_S * sum(map(int, times))
+    return found
+
+
+def processor() -> str:
+    """The processor's name, as Linux tells it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
