@@ -25,7 +25,6 @@ ones are not repeated. What an interrupted attempt took counts. Writes benchmark
 from __future__ import annotations
 
 import argparse
-import ctypes
 import datetime
 import importlib.metadata
 import json
@@ -45,7 +44,7 @@ import pyarrow.parquet as pq
 import simplejpeg
 import torch
 from numpy.typing import NDArray
-from processes import Usage, cpu_seconds, processor, usage
+from processes import Usage, cpu_seconds, die_with_parent, disk_bytes, processor, usage
 
 from dmx import __version__
 from dmx.config import from_tree
@@ -180,11 +179,6 @@ class Watch:
         }  # fmt: skip
 
 
-def die_with_parent() -> None:
-    """Have the kernel end this process when the one that started it ends, however it does."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
 def run(measured: Measured, step: str, command: list[str]) -> str:
     """A command of DMX in a process of its own, watched to its end; returns what it printed."""
     attempt, log = measured.attempt(step), measured.folder / f"{step}.log"
@@ -280,15 +274,6 @@ def untrained_model(folder: Path, data: Path) -> None:
             rows = np.sort(rng.choice(len(split), min(BATCH, len(split)), replace=False))
             model(normalise_batch(torch.from_numpy(decode_rows(split, rows, HEIGHT, WIDTH)[0])))
     write_checkpoint(folder, Progress(seed=0), config, {"model": model.state_dict()}, keep=1)
-
-
-def disk_bytes(folder: Path) -> int:
-    """What the files of a folder take, in whole blocks."""
-    with os.scandir(folder) as entries:
-        return sum(
-            disk_bytes(Path(entry.path)) if entry.is_dir() else entry.stat().st_blocks * 512
-            for entry in entries
-        )
 
 
 def environment() -> dict[str, Any]:
