@@ -1,4 +1,4 @@
-"""Does a long run stay as it was? Training on tiny data, with memory and open files at the end of every epoch.
+"""Does a long run stay as it was? Training on tiny data, with memory and open files at the end of epochs.
 
     python benchmarks/soak.py                       # 50 epochs as one process, then 50 under Ray
     python benchmarks/soak.py --launchers inline --epochs 200
@@ -6,9 +6,9 @@
 Rendered people are ingested, and `dmx train` is run on them with the demo's recipe, smaller, in a process of
 its own: every epoch embeds, clusters, trains, tests on people of another style, and writes a checkpoint. When
 the line of an epoch is in epochs.jsonl, memory, open files, threads and shared memory of the command and all
-it started are read. The first 10 epochs warm up: they have all stages of the method, and what is allocated or
-compiled once. Over the others a line is fitted: the median of the slopes of all pairs of epochs, with its 95 %
-interval (Theil, "A rank-invariant method", 1950; Sen, JASA 1968).
+that it started are read. The first 10 epochs warm up: they have all stages of the method, and what is
+allocated or compiled once. Over the others a line is fitted: the median of the slopes of all pairs of epochs,
+with its 95 % interval (Theil, "A rank-invariant method", 1950; Sen, JASA 1968).
 
 Fails where something grows: memory with the low end of the interval above 0.25 MiB an epoch, or anything
 else by as much as one in ten epochs. Writes benchmarks/results/soak.json.
