@@ -244,10 +244,10 @@ def embed(measured: Measured) -> None:
     measured.done("embed", disk_bytes=disk_bytes(folder / "features"))
 
 
-def cluster(measured: Measured, knn: str) -> None:
+def cluster(measured: Measured, knn: str, launcher: str) -> None:
     """`dmx cluster`: features to pseudo-identities, and how pure they are."""
     folder = measured.folder
-    words = ["--out", str(folder / "clusters"), "--knn", knn]
+    words = ["--out", str(folder / "clusters"), "--knn", knn, "--launcher", launcher]
     run(measured, "cluster", ["cluster", str(folder / "features"), *words])
     told = json.loads((folder / "clusters" / "clusters.json").read_text(encoding="utf-8"))
     labels = pq.read_table(folder / "clusters" / "labels.parquet")
@@ -257,8 +257,8 @@ def cluster(measured: Measured, knn: str) -> None:
     report = cluster_report(labels["label"].to_numpy(), identities(measured.images)[numbers])
     timings = {name: value for name, value in told.items() if name.endswith("_s")}
     measured.done(
-        "cluster", knn=knn, disk_bytes=disk_bytes(folder / "clusters"), width=told["width"], timings=timings,
-        found=report,
+        "cluster", knn=knn, launcher=launcher, disk_bytes=disk_bytes(folder / "clusters"),
+        width=told["width"], timings=timings, found=report,
     )  # fmt: skip
 
 
@@ -323,6 +323,9 @@ def main() -> None:
     parser.add_argument(
         "--knn", choices=("exact", "ivf"), default="exact", help="neighbours (default: %(default)s)"
     )
+    parser.add_argument(
+        "--launcher", choices=("ray", "inline"), default="ray", help="of dmx cluster (default: %(default)s)"
+    )
     parser.add_argument("--work", type=Path, default=Path("load"), help="pictures, data sets and features")
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
@@ -338,7 +341,7 @@ def main() -> None:
             "pictures": lambda m=measured: make_pictures(m),
             "ingest": lambda m=measured: ingest(m),
             "embed": lambda m=measured: embed(m),
-            "cluster": lambda m=measured: cluster(m, args.knn),
+            "cluster": lambda m=measured: cluster(m, args.knn, args.launcher),
         }
         for step, do in steps.items():
             if not measured.is_done(step):

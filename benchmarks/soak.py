@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +80,17 @@ def worlds(folder: Path) -> list[str]:
         pictures, data = str(folder / f"{style}-images"), str(folder / style)
         people = ["--identities", str(PEOPLE), "--images", str(IMAGES), "--height", str(HEIGHT)]
         dmx("synth", pictures, "--style", style, *people, "--split", split)
-        dmx("ingest", pictures, data)
+        dmx("ingest", pictures, data, "--overwrite")  # of an earlier soak
         words += [option, data]
     return words
 
 
-def train(data: list[str], run: Path, launcher: str, epochs: int) -> list[dict[str, Any]]:
-    """What a run and all it started take at the end of every epoch."""
+def train(
+    data: list[str], run: Path, launcher: str, epochs: int, settings: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """What a run and all it started take at the end of every epoch; `settings` come after SETTINGS."""
     command = ["train", "--recipe", "demo", *data, "--run", str(run), "--launcher", launcher]
-    for setting in (*SETTINGS, f"schedule.epochs={epochs}"):
+    for setting in (*SETTINGS, f"schedule.epochs={epochs}", *settings):
         command += ["--set", setting]
     rows: list[dict[str, Any]] = []
     log = run.with_suffix(".log")

@@ -19,6 +19,7 @@ from generalisation_tables import (
     generalisation_roles,
     generalisation_switches,
 )
+from reliability_tables import reliability_load, reliability_soak
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -312,12 +313,19 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "generalisation_switches": generalisation_switches,
     "gpu": gpu,
     "model": model,
+    "reliability_load": reliability_load,
+    "reliability_soak": reliability_soak,
     "scaling": scaling,
     "ivf": ivf,
 }
 # The JSON of a table that is not named like it.
-RESULT = {"generalisation_roles": "generalisation", "generalisation_switches": "generalisation"}
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "method.md")
+RESULT = {
+    "generalisation_roles": "generalisation",
+    "generalisation_switches": "generalisation",
+    "reliability_load": "load",
+    "reliability_soak": "soak",
+}
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "method.md", ROOT / "docs" / "reliability.md")
 MARK = re.compile(r"<!-- table: (\w+) -->")
 
 
