@@ -42,18 +42,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import simplejpeg
-import torch
 from numpy.typing import NDArray
 from processes import Usage, cpu_seconds, die_with_parent, disk_bytes, processor, usage
 
 from dmx import __version__
 from dmx.config import from_tree
 from dmx.cores import cores
-from dmx.data.dataset import open_dataset
-from dmx.data.transforms import normalise_batch
-from dmx.embedding import decode_rows
-from dmx.model import build_model
-from dmx.train.checkpoint import Progress, write_checkpoint
 from dmx.train.purity import cluster_report
 from dmx.train.runlog import write_whole
 
@@ -264,6 +258,15 @@ def cluster(measured: Measured, knn: str, launcher: str) -> None:
 
 def untrained_model(folder: Path, data: Path) -> None:
     """A checkpoint whose normalisations have the statistics of some pictures."""
+    # Seconds, which a load that goes on behind this step need not wait for.
+    import torch
+
+    from dmx.data.dataset import open_dataset
+    from dmx.data.transforms import normalise_batch
+    from dmx.embedding import decode_rows
+    from dmx.model import build_model
+    from dmx.train.checkpoint import Progress, write_checkpoint
+
     config = from_tree(("load", {"model": MODEL, "data": {"height": HEIGHT, "width": WIDTH}}))
     torch.manual_seed(0)
     model = build_model(config.model).train()

@@ -82,32 +82,41 @@ def family(root: int) -> list[int]:
 
 def usage(root: int) -> Usage:
     """What a process and all it started take now; zeros where it has ended."""
-    total, shared_files = Usage(), {}
+    total = Usage()
+    shared_files: dict[tuple[int, int], int] = {}
     for process in family(root):
-        folder = Path(f"/proc/{process}")
         try:
-            pages = dict(_kib(folder / "smaps_rollup"))
-            status = dict(_kib(folder / "status"))
-            total.threads += len(os.listdir(folder / "task"))
-            total.maps += (folder / "maps").read_bytes().count(b"\n")
-            for handle in os.listdir(folder / "fd"):
-                total.handles += 1
-                try:
-                    if os.readlink(folder / "fd" / handle).startswith(SHARED_MEMORY):
-                        file = (folder / "fd" / handle).stat()
-                        shared_files[file.st_dev, file.st_ino] = file.st_blocks * BLOCK_BYTES
-                except OSError:
-                    continue
-        except OSError:  # it has just ended
+            _add(total, Path(f"/proc/{process}"), shared_files)
+        except (OSError, KeyError):  # it has just ended, and gives back what it had
             continue
-        if not pages:  # and waits for its parent to notice
-            continue
-        total.processes += 1
-        for field, attribute in PAGE_FIELDS.items():
-            setattr(total, attribute, getattr(total, attribute) + pages[field])
-        total.largest_bytes = max(total.largest_bytes, status["VmHWM"])
     total.shared_bytes = max(total.shared_bytes, sum(shared_files.values()))
     return total
+
+
+def _add(total: Usage, folder: Path, shared_files: dict[tuple[int, int], int]) -> None:
+    """Add a process, by its folder in /proc, and the sizes of files in shared memory by their number.
+
+    Raises:
+        OSError, KeyError: it ends meanwhile; nothing is added.
+    """
+    pages, status = dict(_kib(folder / "smaps_rollup")), dict(_kib(folder / "status"))
+    taken = {attribute: pages[name] for name, attribute in PAGE_FIELDS.items()}
+    largest, threads = status["VmHWM"], len(os.listdir(folder / "task"))
+    maps, handles = (folder / "maps").read_bytes().count(b"\n"), os.listdir(folder / "fd")
+    for handle in handles:
+        try:
+            if os.readlink(folder / "fd" / handle).startswith(SHARED_MEMORY):
+                file = (folder / "fd" / handle).stat()
+                shared_files[file.st_dev, file.st_ino] = file.st_blocks * BLOCK_BYTES
+        except OSError:  # closed meanwhile
+            continue
+    for attribute, size in taken.items():
+        setattr(total, attribute, getattr(total, attribute) + size)
+    total.processes += 1
+    total.threads += threads
+    total.maps += maps
+    total.handles += len(handles)
+    total.largest_bytes = max(total.largest_bytes, largest)
 
 
 def _kib(path: Path) -> Iterator[tuple[str, int]]:
