@@ -119,6 +119,14 @@ def _add(total: Usage, folder: Path, shared_files: dict[tuple[int, int], int]) -
     total.largest_bytes = max(total.largest_bytes, largest)
 
 
+def own_bytes(process: int) -> int:
+    """Memory of one process that lies in no file; 0 where it has ended."""
+    try:
+        return dict(_kib(Path(f"/proc/{process}/smaps_rollup"))).get("Pss_Anon", 0)
+    except OSError:
+        return 0
+
+
 def _kib(path: Path) -> Iterator[tuple[str, int]]:
     """The lines of a file in /proc that tell a size, as names and bytes."""
     for line in path.read_text().splitlines():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -20,6 +21,28 @@ from dmx.features import Features
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 IMAGES, STEPS = 300, ["pictures", "ingest", "embed", "cluster"]
 GROWTH_BYTES, GROWTH_HANDLES = 8 * 2**20, 2
+# Memory of the two processes that watch others, after every pass over a split by Ray Data.
+PASSES = """
+import os, sys
+from pathlib import Path
+from dmx.data.dataset import open_dataset
+from dmx.distributed import world
+from dmx.extraction.feed import RayFeed
+from dmx.ray_cluster import ray_cluster
+from processes import family, own_bytes
+
+def watchers():
+    names = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in family(os.getpid())}
+    watch = (b"ray::_StatsActor", b"ray::DashboardAgent")
+    return [own_bytes(pid) for pid, name in names.items() if name.startswith(watch)]
+
+with ray_cluster(cpus=2), world(120.0) as place:
+    feed = RayFeed(place, open_dataset(sys.argv[1]).split("train"), 32, 16, 32)
+    for _ in range(30):
+        for batch in feed.batches("test"):
+            pass
+        print(*watchers(), flush=True)
+"""
 
 
 @pytest.fixture
@@ -80,6 +103,16 @@ def test_training_does_not_grow(soak: Any, tmp_path: Path, tiny_settings: dict[s
     for name, most in (("held_bytes", GROWTH_BYTES), ("handles", GROWTH_HANDLES), ("threads", 2)):
         first, last = (sorted(row[name] for row in part)[1] for part in (late[:3], late[-3:]))  # medians
         assert last - first <= most, f"{name} by epoch: {[row[name] for row in rows]}"
+
+
+def test_ray_keeps_nothing_of_every_pass(tiny_settings: dict[str, Any]) -> None:
+    """A pass over a split left a megabyte of metrics, once they were reported: here five times a second."""
+    command = [sys.executable, "-c", PASSES, tiny_settings["data"]["target"]]
+    environment = os.environ | {"PYTHONPATH": str(FOLDER), "RAY_metrics_report_interval_ms": "200"}
+    done = subprocess.run(command, env=environment, check=True, timeout=300, capture_output=True, text=True)
+    held = [[int(size) for size in line.split()] for line in done.stdout.splitlines()]
+    assert [len(sizes) for sizes in held] == [2] * 30  # one of each
+    assert sum(held[-1]) - sum(held[4]) < 4 * 2**20, held
 
 
 @pytest.mark.slow
