@@ -13,7 +13,7 @@ NOT_PROMISED = "pictures"  # made by the benchmark, not by a command
 def reliability_load(results: dict[str, Any]) -> str:
     """Time, memory, files and disk of every command, by number of images, beside what was predicted."""
     lines = head(
-        "images", "command", "s", "predicted, s", "images/s", "held, GB", "predicted, GB",
+        "images", "command", "s", "predicted, s", "s of cores", "images/s", "held, GB", "predicted, GB",
         "pages of files, GB", "open files", "written, GB",
     )  # fmt: skip
     promised, prediction = results["promised"], results["prediction"]
@@ -27,7 +27,7 @@ def reliability_load(results: dict[str, Any]) -> str:
         lines.append(
             line(
                 f"{row['images']:,}", f"dmx {row['step']}", f"{row['seconds']:.0f}", seconds,
-                f"{row['images_per_s']:,.0f}", f"{peak['held_bytes'] / GB:.2f}", held,
+                f"{row['cpu_s']:.0f}", f"{row['images_per_s']:,.0f}", f"{peak['held_bytes'] / GB:.2f}", held,
                 f"{peak['mapped_bytes'] / GB:.2f}", f"{peak['handles']:,}", f"{row['disk_bytes'] / GB:.2f}",
             )
         )  # fmt: skip
@@ -79,12 +79,13 @@ def reliability_soak(results: dict[str, Any]) -> str:
             )
         )  # fmt: skip
     limits, environment = results["limits"], results["environment"]
+    loads = " and ".join(f"{run['load']:.0f}" for run in results["runs"])
     lines += [
         "",
         f"`dmx train` with the demo's recipe on tiny data, read at the end of every epoch, after "
         f"{results['warm_up']} epochs that warm up. It fails where memory surely grows by more than "
         f"{limits['bytes'] / MIB:g} MiB an epoch, or handles, threads or mapped files by "
-        f"{limits['things']:g}. {environment['cores']} cores of an {environment['cpu']}; "
-        f"{'no GPU' if environment['gpu'] is None else environment['gpu']}.",
+        f"{limits['things']:g}. Load average {loads} at the start; {environment['cores']} cores of "
+        f"an {environment['cpu']}; {'no GPU' if environment['gpu'] is None else environment['gpu']}.",
     ]
     return "\n".join(lines)

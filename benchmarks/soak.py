@@ -11,7 +11,8 @@ allocated or compiled once. Over the others a line is fitted: the median of the 
 with its 95 % interval (Theil, "A rank-invariant method", 1950; Sen, JASA 1968).
 
 Fails where something grows: memory with the low end of the interval above 0.25 MiB an epoch, or anything
-else by as much as one in ten epochs. Writes benchmarks/results/soak.json.
+else by as much as one in ten epochs. Writes benchmarks/results/soak.json, where the run of another launcher
+stays.
 """
 
 from __future__ import annotations
@@ -151,13 +152,23 @@ def growing(found: dict[str, dict[str, float]]) -> list[str]:
     ]
 
 
+def kept(path: Path, result: dict[str, Any], anew: Sequence[str]) -> list[dict[str, Any]]:
+    """The runs of an earlier result that are not made anew, if they were made in the same way."""
+    if not path.exists():
+        return []
+    old, new = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(result))
+    if any(old.get(name) != new[name] for name in ("settings", "epochs", "warm_up")):
+        return []
+    return [run for run in old["runs"] if run["launcher"] not in anew]
+
+
 def environment() -> dict[str, Any]:
     """What the figures depend on."""
     names = ("torch", "ray", "deepspeed", "numpy", "numba")
     return {
         "date": datetime.date.today().isoformat(), "cpu": processor(), "cores": cores(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(), "load_before": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
         "versions": {"dmx": __version__} | {name: importlib.metadata.version(name) for name in names},
     }  # fmt: skip
 
@@ -182,16 +193,18 @@ def main() -> None:
         "environment": environment(), "prediction": PREDICTION, "settings": SETTINGS, "epochs": args.epochs,
         "warm_up": args.warm_up, "limits": {"bytes": MOST_BYTES, "things": MOST_THINGS}, "runs": [],
     }  # fmt: skip
+    result["runs"] = kept(args.out, result, args.launchers)
     failed = []
     try:
         data = worlds(work)
         for launcher in args.launchers:
             run = work / f"run-{launcher}"
             shutil.rmtree(run, ignore_errors=True)
+            load = round(os.getloadavg()[0], 2)
             rows = train(data, run, launcher, args.epochs)
             found = slopes(rows, args.warm_up)
             failed += [f"{launcher}: {told}" for told in growing(found)]
-            result["runs"].append({"launcher": launcher, "slopes": found, "rows": rows})
+            result["runs"] += [{"launcher": launcher, "load": load, "slopes": found, "rows": rows}]
             told = {name: round(found[name]["slope"], 3) for name in (*MEMORY, *THINGS)}
             print(launcher, f"{rows[-1]['held_bytes'] / 2**20:.0f} MiB;", json.dumps(told), flush=True)
             write_whole(args.out, json.dumps(result, indent=1) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -121,8 +122,8 @@ def test_pictures_of_one_identity_are_alike(scripts: Any) -> None:
 def a_row(step: str, images: int = 1000, seconds: float = 60.0, held: float = 2e9) -> dict[str, Any]:
     peak = {"held_bytes": held, "mapped_bytes": 3e8, "handles": 1234}
     row = {
-        "images": images, "step": step, "attempts": 1, "seconds": seconds, "images_per_s": images / seconds,
-        "load_before": 2.4, "load_after": 7.9, "peak": peak, "disk_bytes": 5e8,
+        "images": images, "step": step, "attempts": 1, "seconds": seconds, "cpu_s": 90.4,
+        "images_per_s": images / seconds, "load_before": 2.4, "load_after": 7.9, "peak": peak, "disk_bytes": 5e8,
     }  # fmt: skip
     return row | ({"found": {"clusters": 4321, "purity": 0.954}} if step == "cluster" else {})
 
@@ -141,8 +142,8 @@ def of_load(**changed: float) -> dict[str, Any]:
 def test_the_table_of_the_load(scripts: Any) -> None:
     table = scripts("reliability_tables").reliability_load
     text = table(of_load())
-    assert "| 1,000 | dmx embed | 60 | 50 | 17 | 2.00 | 1.5 | 0.30 | 1,234 | 0.50 |" in text
-    assert "| 100 | dmx embed | 60 |  | 2 | 2.00 |  | 0.30 | 1,234 | 0.50 |" in text
+    assert "| 1,000 | dmx embed | 60 | 50 | 90 | 17 | 2.00 | 1.5 | 0.30 | 1,234 | 0.50 |" in text
+    assert "| 100 | dmx embed | 60 |  | 90 | 2 | 2.00 |  | 0.30 | 1,234 | 0.50 |" in text
     assert "pictures" not in text
     assert "Promised for 1,000 images: 3 minutes and 8 GB; kept with 3 minutes and 2.0 GB" in text
     assert "4,321 pseudo-identities with a purity of 95%" in text
@@ -156,7 +157,7 @@ def test_the_table_of_the_soak(scripts: Any) -> None:
     rows = [
         row | {"held_bytes": (400 + row["epoch"]) * MIB, "shared_bytes": MIB} for row in readings(handles=1)
     ]
-    run = {"launcher": "inline", "rows": rows, "slopes": soak.slopes(rows, 10)}
+    run = {"launcher": "inline", "load": 2.6, "rows": rows, "slopes": soak.slopes(rows, 10)}
     text = reliability_tables.reliability_soak(
         {
             "runs": [run], "warm_up": 10, "limits": {"bytes": MIB / 4, "things": 0.1},
@@ -168,4 +169,13 @@ def test_the_table_of_the_soak(scripts: Any) -> None:
         in text
     )
     assert "more than 0.25 MiB an epoch" in text
-    assert "Z80; no GPU." in text
+    assert "Load average 3 at the start; 2 cores of an Z80; no GPU." in text
+
+
+def test_the_run_of_another_launcher_stays_if_it_was_made_alike(scripts: Any, tmp_path: Path) -> None:
+    soak, path = scripts("soak"), tmp_path / "soak.json"
+    made = {"settings": ("a=1",), "epochs": 50, "warm_up": 10}
+    assert soak.kept(path, made, ["ray"]) == []
+    path.write_text(json.dumps(made | {"runs": [{"launcher": "inline"}, {"launcher": "ray"}]}))
+    assert soak.kept(path, made, ["ray"]) == [{"launcher": "inline"}]
+    assert soak.kept(path, made | {"epochs": 60}, ["ray"]) == []
