@@ -20,6 +20,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from processes import family, processor
+
 from dmx.config import recipe
 from dmx.demo import RECIPE
 
@@ -29,18 +31,8 @@ PACKAGES = ("dmx", "torch", "deepspeed", "ray", "timm", "numba")
 
 def descendants_memory(root: int) -> int:
     """Bytes of memory of a process and all it started, whatever session they moved to."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-            children.setdefault(parent, []).append(int(entry.name))
-    todo, total = [root], 0
-    while todo:
-        process = todo.pop()
-        todo += children.get(process, [])
+    total = 0
+    for process in family(root):
         try:
             text = Path(f"/proc/{process}/smaps_rollup").read_text()
         except OSError:
@@ -86,14 +78,6 @@ def main() -> None:
         }
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-
-
-def processor() -> str:
-    """The processor's name, as Linux tells it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 if __name__ == "__main__":

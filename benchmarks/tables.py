@@ -20,6 +20,7 @@ from generalisation_tables import (
     generalisation_switches,
 )
 from kill_table import reliability_kill
+from reliability_tables import reliability_load, reliability_soak
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -313,6 +314,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "generalisation_switches": generalisation_switches,
     "gpu": gpu,
     "model": model,
+    "reliability_load": reliability_load,
+    "reliability_soak": reliability_soak,
     "scaling": scaling,
     "ivf": ivf,
     "reliability_kill": reliability_kill,
@@ -322,6 +325,8 @@ RESULT = {
     "generalisation_roles": "generalisation",
     "generalisation_switches": "generalisation",
     "reliability_kill": "kill",
+    "reliability_load": "load",
+    "reliability_soak": "soak",
 }
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "method.md", ROOT / "docs" / "reliability.md")
 MARK = re.compile(r"<!-- table: (\w+) -->")

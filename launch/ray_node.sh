@@ -45,6 +45,8 @@ export RAY_health_check_period_ms=$((alive_ms / 12)) RAY_health_check_timeout_ms
 export RAY_gcs_rpc_server_reconnect_timeout_s=${DMX_ALIVE_S:-30}
 # Workers that decode stay between their tasks: starting others takes seconds of the cores that compute.
 export RAY_idle_worker_killing_time_threshold_ms=600000
+# Every pass over a split would leave a megabyte of metrics on the head; 1 where Prometheus gathers them.
+export RAY_enable_metrics_collection=${RAY_enable_metrics_collection:-0}
 [ -n "${RAY_AUTH_TOKEN:-}" ] || RAY_AUTH_TOKEN_PATH=$("$(dirname "$0")/token.sh")
 [ -n "${RAY_AUTH_TOKEN:-}" ] || export RAY_AUTH_TOKEN_PATH
 export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$interface} NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$interface}

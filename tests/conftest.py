@@ -64,7 +64,7 @@ else:
 # and wait for each other; and those that want other tools, which the first of them installs.
 HEAVY = {
     "test_cluster_command", "test_demo", "test_embed_command", "test_hosts", "test_kill", "test_launch",
-    "test_launch_scripts", "test_ray_cluster", "test_readme",
+    "test_launch_scripts", "test_load_and_soak", "test_ray_cluster", "test_readme",
 }  # fmt: skip
 PEERS = {"test_peer_tools", "test_peer_weights"}
 

@@ -1,0 +1,91 @@
+"""The tables of `load.py` and `soak.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cells import head, line
+
+GB, MIB = 1e9, 2**20
+NOT_PROMISED = "pictures"  # made by the benchmark, not by a command
+
+
+def reliability_load(results: dict[str, Any]) -> str:
+    """Time, memory, files and disk of every command, by number of images, beside what was predicted."""
+    lines = head(
+        "images", "command", "s", "predicted, s", "s of cores", "images/s", "held, GB", "predicted, GB",
+        "pages of files, GB", "open files", "written, GB",
+    )  # fmt: skip
+    promised, prediction = results["promised"], results["prediction"]
+    rows = [row for row in results["rows"] if row["step"] != NOT_PROMISED]
+    for row in rows:
+        is_predicted = row["images"] == promised["images"]
+        seconds, held = (
+            f"{prediction[name][row['step']]:g}" if is_predicted else "" for name in ("seconds", "held_gb")
+        )
+        peak = row["peak"]
+        lines.append(
+            line(
+                f"{row['images']:,}", f"dmx {row['step']}", f"{row['seconds']:.0f}", seconds,
+                f"{row['cpu_s']:.0f}", f"{row['images_per_s']:,.0f}", f"{peak['held_bytes'] / GB:.2f}", held,
+                f"{peak['mapped_bytes'] / GB:.2f}", f"{peak['handles']:,}", f"{row['disk_bytes'] / GB:.2f}",
+            )
+        )  # fmt: skip
+    return "\n".join([*lines, "", _told_of_load(results, rows)])
+
+
+def _told_of_load(results: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """What was promised and kept, and where."""
+    promised, environment = results["promised"], results["environment"]
+    most = [row for row in rows if row["images"] == max(row["images"] for row in rows)]
+    seconds, held = sum(row["seconds"] for row in most), max(row["peak"]["held_bytes"] for row in most)
+    is_kept = seconds <= promised["seconds"] and held <= promised["held_bytes"]
+    loads = [row[name] for row in most for name in ("load_before", "load_after")]
+    found = next(row["found"] for row in most if row["step"] == "cluster")
+    height, width = results["image"]
+    attempts = sum(row["attempts"] for row in most) - len(most)
+    again = f" Begun again {attempts} times, all of which counts." if attempts else ""
+    return (
+        f"Promised for {promised['images']:,} images: {promised['seconds'] / 60:.0f} minutes and "
+        f"{promised['held_bytes'] / GB:.0f} GB; {'kept' if is_kept else 'NOT kept'} with "
+        f"{seconds / 60:.0f} minutes and {held / GB:.1f} GB for {most[0]['images']:,}. JPEGs of {height} x "
+        f"{width} pixels, {results['images_an_identity']} of an identity, a narrow ResNet-18 of "
+        f"{results['model']['backbone_args']['channels'][-1]} numbers, exact neighbours; "
+        f"{found['clusters']:,} pseudo-identities with a purity of {found['purity']:.0%}. Held is what the "
+        "system cannot take back: own and shared memory of the command and all it started, Ray included, "
+        f"read every second. {environment['cores']} cores of an {environment['cpu']} with "
+        f"{environment['memory_bytes'] / 2**30:.0f} GiB, busy with other work besides: load average "
+        f"{min(loads):.0f} to {max(loads):.0f}.{again}"
+    )
+
+
+def reliability_soak(results: dict[str, Any]) -> str:
+    """Memory and handles after the warm-up and at the end, and how they grow."""
+    lines = head(
+        "started by", "epochs", "held after the warm-up, MiB", "at the end, MiB", "MiB an epoch (95 %)",
+        "open files", "threads", "shared memory, MiB",
+    )  # fmt: skip
+    for run in results["runs"]:
+        rows, slope = run["rows"], run["slopes"]["held_bytes"]
+        first = next(row for row in rows if row["epoch"] > results["warm_up"])
+        last = rows[-1]
+        low, middle, high = (slope[name] / MIB for name in ("low", "slope", "high"))
+        lines.append(
+            line(
+                run["launcher"], last["epoch"], f"{first['held_bytes'] / MIB:.1f}",
+                f"{last['held_bytes'] / MIB:.1f}", f"{middle:+.3f} ({low:+.3f} to {high:+.3f})",
+                *(f"{first[name]:,} to {last[name]:,}" for name in ("handles", "threads")),
+                f"{first['shared_bytes'] / MIB:.1f} to {last['shared_bytes'] / MIB:.1f}",
+            )
+        )  # fmt: skip
+    limits, environment = results["limits"], results["environment"]
+    loads = " and ".join(f"{run['load']:.0f}" for run in results["runs"])
+    lines += [
+        "",
+        f"`dmx train` with the demo's recipe on tiny data, read at the end of every epoch, after "
+        f"{results['warm_up']} epochs that warm up. It fails where memory surely grows by more than "
+        f"{limits['bytes'] / MIB:g} MiB an epoch, or handles, threads or mapped files by "
+        f"{limits['things']:g}. Load average {loads} at the start; {environment['cores']} cores of "
+        f"an {environment['cpu']}; {'no GPU' if environment['gpu'] is None else environment['gpu']}.",
+    ]
+    return "\n".join(lines)
