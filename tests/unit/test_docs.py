@@ -22,11 +22,12 @@ def test_links_lead_somewhere(path: Path) -> None:
         assert (path.parent / target).exists(), target
 
 
-def test_every_test_that_the_method_names_is_there() -> None:
-    """Each difference from the published code has one."""
-    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(("page", "least"), [("method.md", 9), ("reliability.md", 60)])
+def test_every_test_that_a_page_names_is_there(page: str, least: int) -> None:
+    """Each difference from the published code has one, and each promise."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
-    assert len(named) >= 9
+    assert len(named) >= least
     for file, name in named:
         assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{name}"
 
