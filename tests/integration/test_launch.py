@@ -169,7 +169,8 @@ def test_ray_waits_as_long_as_the_settings_say_and_tells_what_a_worker_wrote_dow
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the user has to change comes through as it was said, also when Ray raises an error of its own."""
-    storage = tmp_path / "attempt"
+    storage, stop = tmp_path / "attempt", tmp_path / "stop"
+    stop.touch()
     timeouts = []
 
     class FailingTrainer:
@@ -183,7 +184,7 @@ def test_ray_waits_as_long_as_the_settings_say_and_tells_what_a_worker_wrote_dow
     monkeypatch.setattr("ray.train.torch.TorchTrainer", FailingTrainer)
     crew = ray_workers.Crew(workers=1, cores_each=1, has_gpu=False)
     with pytest.raises(DmxError, match=r"^optim\.lr is too high$"):
-        ray_workers._fit({}, crew, storage, timeout_s=76.5)
+        ray_workers._fit({"stop": str(stop)}, crew, storage, timeout_s=76.5)
     assert timeouts == [77]
 
 

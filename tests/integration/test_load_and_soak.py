@@ -84,7 +84,7 @@ def test_a_load_that_is_killed_goes_on(tmp_path: Path) -> None:
     for row in rows.values():
         assert row["seconds"] > 0
         assert row["disk_bytes"] > 0
-        assert 50e6 < row["peak"]["held_bytes"] < 8e9, row["step"]
+        assert 10e6 < row["peak"]["held_bytes"] < 8e9, row["step"]
         assert row["peak"]["handles"] > 2
     assert rows["embed"]["peak"]["processes"] > 3  # Ray's are among them
     assert rows["cluster"]["found"]["purity"] > 0.9

@@ -123,7 +123,8 @@ def a_row(step: str, images: int = 1000, seconds: float = 60.0, held: float = 2e
     peak = {"held_bytes": held, "mapped_bytes": 3e8, "handles": 1234}
     row = {
         "images": images, "step": step, "attempts": 1, "seconds": seconds, "cpu_s": 90.4,
-        "images_per_s": images / seconds, "load_before": 2.4, "load_after": 7.9, "peak": peak, "disk_bytes": 5e8,
+        "images_per_s": images / seconds, "load_before": 2.4, "load_after": 7.9, "peak": peak,
+        "disk_bytes": 5e8,
     }  # fmt: skip
     return row | ({"found": {"clusters": 4321, "purity": 0.954}} if step == "cluster" else {})
 
