@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,8 @@ def run_worker(
     try:
         run_task(task, arguments, local)
     except DmxError as error:
-        failure.write_text(str(error), encoding="utf-8")
+        with suppress(OSError):  # the disk may be what is full; the error itself matters more
+            failure.write_text(str(error), encoding="utf-8")
         raise
 
 

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from dmx.writing import whole_file
+
 PAGES = (".html", ".htm")
 
 
@@ -81,10 +83,5 @@ def framed(uris: Sequence[str | None], alt: str) -> str:
 @contextmanager
 def replaced(out: Path) -> Iterator[TextIO]:
     """A text file that takes its name when it is whole."""
-    temporary = out.with_name(f".{out.name}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            yield file
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(out) as temporary, temporary.open("w", encoding="utf-8") as file:
+        yield file

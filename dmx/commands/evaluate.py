@@ -205,6 +205,8 @@ def _write_json(args: argparse.Namespace, results: dict[str, Metrics]) -> None:
     import dataclasses
     import json
 
+    from dmx.page import replaced
+
     rerank = {"k1": args.k1, "k2": args.k2, "lambda": args.lambda_} if args.rerank else None
     content = {
         "checkpoint": args.checkpoint,
@@ -213,4 +215,5 @@ def _write_json(args: argparse.Namespace, results: dict[str, Metrics]) -> None:
         "flip": args.flip,
         "results": {name: dataclasses.asdict(metrics) for name, metrics in results.items()},
     }
-    Path(args.json).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with replaced(Path(args.json)) as file:
+        file.write(json.dumps(content, indent=2) + "\n")

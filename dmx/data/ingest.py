@@ -19,6 +19,7 @@ from dmx.data.shards import DatasetWriter
 from dmx.data.writer import ROWS_PER_SHARD
 from dmx.errors import DmxError
 from dmx.progress import progress
+from dmx.writing import writing
 
 # Images read and decoded before they are written, a core; bounds memory.
 AHEAD_PER_WORKER = 32
@@ -146,8 +147,8 @@ def ingest(
         The manifest that was written.
 
     Raises:
-        DmxError: the layout is not recognised, no image can be read, `out` holds something already, or a
-            parameter out of its range.
+        DmxError: the layout is not recognised, no image can be read, `out` holds something already or cannot
+            be written, or a parameter out of its range.
     """
     if workers is not None and workers < 1:
         raise DmxError(f"workers: wanted at least 1, found {workers}")
@@ -160,7 +161,11 @@ def ingest(
     writer = DatasetWriter(out, layout=chosen.name, rows_per_shard=rows_per_shard, overwrite=overwrite)
     count = cores() if workers is None else workers
     # Pillow lets go of the interpreter while it decodes, so threads use all cores.
-    with writer, ThreadPoolExecutor(count, thread_name_prefix="ingest") as pool:
+    with (
+        writing(out, "the data set", stays="nothing of it is left, and what was there before stays"),
+        writer,
+        ThreadPoolExecutor(count, thread_name_prefix="ingest") as pool,
+    ):
         items = read_source(chosen, root, options)
         checked = map_ahead(pool, _check, items, AHEAD_PER_WORKER * count)
         total = _count(chosen, root, make_options(camera, camera_pattern))
