@@ -203,20 +203,22 @@ class Features:
             row = int(np.argmax(wrong))
             raise self._bad_row(part, first + row, f"{lengths[row]} numbers")
         flat = array.flatten()
-        values = flat.to_numpy(zero_copy_only=False).reshape(-1, self.width)
+        given = flat.to_numpy(zero_copy_only=False).reshape(-1, self.width)
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is told
+            values = given.astype(np.float32, copy=False)
         # A missing number comes as NaN.
         if not (finite := np.isfinite(values).all(1)).all():
             row = int(np.argmin(finite))
             column = int(np.argmin(np.isfinite(values[row])))
             missing = flat.null_count and not flat[row * self.width + column].is_valid
             raise self._bad_row(
-                part, first + row, f"{'none' if missing else values[row, column]} at place {column}"
+                part, first + row, f"{'none' if missing else given[row, column]} at place {column}"
             )
-        return values.astype(np.float32, copy=False)  # type: ignore[no-any-return]
+        return values  # type: ignore[no-any-return]
 
     def _bad_row(self, part: Part, row: int, found: str) -> DmxError:
         return DmxError(
-            f"{self._where(part)}: column {self.column}, row {row}: wanted {self.width} finite numbers, "
+            f"{self._where(part)}: column {self.column}, row {row}: wanted {self.width} finite float32 numbers, "
             f"found {found}; leave the row out, or embed its image again"
         )
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from dmx.names import printable
 from dmx.writing import whole_file
 
 PAGES = (".html", ".htm")
@@ -62,11 +63,6 @@ def resource(package: str, name: str) -> str:
 def text(shown: str) -> str:
     """Text as HTML shows it, whatever is in it."""
     return html.escape(printable(shown))
-
-
-def printable(shown: str) -> str:
-    """A file name without what would steer a terminal, or is no text at all."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 
 def framed(uris: Sequence[str | None], alt: str) -> str:

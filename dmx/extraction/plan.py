@@ -28,6 +28,7 @@ from dmx.data.storage import Location, locate, read_json
 from dmx.data.writer import ROWS_PER_SHARD
 from dmx.errors import DmxError
 from dmx.features import MANIFEST_NAME, OPENERS
+from dmx.names import printable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -188,7 +189,7 @@ class Output:
             first = json.loads(lists[0].splitlines()[0])
             raise DmxError(
                 f"{self.folder}: wanted images that can be decoded, found none among {skipped:,}, the first "
-                f"is {first['key']} ({first['reason']}); {SKIPPED_NAME} lists all of them"
+                f"is {printable(first['key'])} ({first['reason']}); {SKIPPED_NAME} lists all of them"
             )
         self._write(self._read() | {"finished": True, **counts})
         return counts

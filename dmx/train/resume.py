@@ -19,6 +19,7 @@ from dmx.train.runlog import CONFIG
 CHANGEABLE = (
     "timeout_s",
     "on_nan",
+    "deterministic",
     "data.workers",
     "data.tests",
     "batch.accumulation",
