@@ -127,6 +127,9 @@ def main() -> int:
 
     names = arguments.only or list(targets.make())
     rows = []
+    if arguments.only and arguments.out.exists():  # the others stay as they were found
+        found = json.loads(arguments.out.read_text(encoding="utf-8"))["rows"]
+        rows = [row for row in found if row["target"] not in names]
     FOUND.mkdir(parents=True, exist_ok=True)
     for name in names:
         rows.append(fuzz(name, arguments.seconds, Path(tempfile.mkdtemp(prefix=f"{name}-", dir=FOUND))))

@@ -218,8 +218,8 @@ class Features:
 
     def _bad_row(self, part: Part, row: int, found: str) -> DmxError:
         return DmxError(
-            f"{self._where(part)}: column {self.column}, row {row}: wanted {self.width} finite float32 numbers, "
-            f"found {found}; leave the row out, or embed its image again"
+            f"{self._where(part)}: column {self.column}, row {row}: wanted {self.width} finite float32 "
+            f"numbers, found {found}; leave the row out, or embed its image again"
         )
 
     def _open_part(self, name: str) -> Part:

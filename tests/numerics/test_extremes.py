@@ -112,7 +112,7 @@ def _people(spread: float, seed: int = 0) -> Tensor:
 
 FEATURES: dict[str, Callable[[], Tensor]] = {
     "of 1e4": lambda: 1e4 * _people(0.3),
-    "denormal": lambda: 2.0**-140 * _people(0.3),
+    "denormal": lambda: 2.0**-130 * _people(0.3),
     "far apart in size": lambda: (
         _people(0.3) * 10 ** torch.linspace(-15, 15, PEOPLE * IMAGES).double()[:, None]
     ),

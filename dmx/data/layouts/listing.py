@@ -18,8 +18,8 @@ from typing import BinaryIO
 
 from dmx.writing import writing
 
-# Names that are held and sorted at a time, some 20 MB. A folder with fewer needs no file.
-RUN_NAMES = 1 << 17
+# Names that are held and sorted at a time, some 10 MB. A folder with fewer needs no file.
+RUN_NAMES = 1 << 16
 _HEAD = struct.Struct("<H?")  # bytes of the name, whether it is a folder's
 Entry = tuple[str, bool]
 
@@ -33,13 +33,11 @@ def sorted_entries(folder: Path) -> Iterator[Entry]:
     with ExitStack() as files:
         with os.scandir(folder) as listing:
             found = ((entry.name, entry.is_dir()) for entry in listing)
-            first = sorted(itertools.islice(found, RUN_NAMES))
             runs: list[Iterator[Entry]] = []
-            following = first
-            while len(following) == RUN_NAMES:
-                runs.append(_kept(following, files))
-                following = sorted(itertools.islice(found, RUN_NAMES))
-        yield from heapq.merge(*runs, following)
+            while len(run := sorted(itertools.islice(found, RUN_NAMES))) == RUN_NAMES:
+                runs.append(_kept(run, files))
+                run.clear()  # before the next is made
+        yield from heapq.merge(*runs, run)
 
 
 def _kept(entries: list[Entry], files: ExitStack) -> Iterator[Entry]:
