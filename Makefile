@@ -7,18 +7,26 @@ DEMO ?= --out demo
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types docs clean
+.PHONY: demo test lint types secrets audit docs clean
 
 demo: $(STAMP)
 	$(BIN)/dmx demo $(DEMO)
 
 # Two tests side by side: most wait for processes that they start.
-test: lint types
+test: lint types secrets audit
 	$(BIN)/pytest -n 2 --dist loadgroup
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# No password, key or token in what is committed.
+secrets: $(STAMP)
+	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --no-verify --exclude-files '^(benchmarks/results|docs/pictures)/'
+
+# Known vulnerabilities of what is installed; without a network it says so.
+audit: $(STAMP)
+	$(BIN)/python .ci/audit.py
 
 # The checker sees an installed copy: in the repository's root every module would exist twice.
 types: $(STAMP)

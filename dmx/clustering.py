@@ -37,6 +37,7 @@ from dmx.neighbours import Cameras, as_clustered, find_neighbours, label_setting
 from dmx.progress import progress_bar, say, silence
 from dmx.sections import ClusterConfig
 from dmx.train.runlog import write_whole
+from dmx.writing import whole_file, writing
 
 TASK = "dmx.clustering:cluster_worker"
 LABELS, RESULT, JOB = "labels.parquet", "clusters.json", "job.json"
@@ -80,8 +81,12 @@ class ClusterJob:
         """Write the job into a folder, for its workers.
 
         Raises:
-            DmxError: the folder holds another job's result or beginning.
+            DmxError: the folder holds another job's result or beginning, or cannot be written to.
         """
+        with writing(folder, "the clustering"):
+            self._write(folder)
+
+    def _write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tree = dataclasses.asdict(self)
         if (folder / JOB).exists():
@@ -137,7 +142,8 @@ def cluster_worker(folder: str, *, local: tuple[int, int] | None = None) -> None
                 independence_threshold=job.independence_threshold,
                 **label_settings(job.settings),
             )
-        _write(job, features, place, out, found, timings)
+        with writing(out, "the labels", stays="neighbours are kept"):
+            _write(job, features, place, out, found, timings)
 
 
 @contextmanager
@@ -184,16 +190,24 @@ def _neighbours(
             say("neighbours are kept from an earlier start")
         return Neighbours(kept.indices.to(place.device), kept.similarities.to(place.device))
     found = find_neighbours(group, rows, squares, job.settings, cameras)
+    with writing(folder, "neighbours to go on from", stays="those of the rows before these are kept"):
+        _keep_neighbours(folder, found, group, place)
+    meet(place, "keeping the neighbours")
+    return found
+
+
+def _keep_neighbours(folder: Path, found: Neighbours, group: Group, place: World) -> None:
     folder.mkdir(exist_ok=True)
     for begin in range(0, group.own, SAVED_ROWS):
         end = min(begin + SAVED_ROWS, group.own)
         name = f"{group.first + begin:012d}-{group.first + end:012d}.safetensors"
         tensors = {"indices": found.indices[begin:end], "similarities": found.similarities[begin:end]}
         temporary = folder / f".{name}.{place.rank}"
-        save_file({key: t.cpu().contiguous() for key, t in tensors.items()}, temporary)
-        temporary.replace(folder / name)
-    meet(place, "keeping the neighbours")
-    return found
+        try:
+            save_file({key: t.cpu().contiguous() for key, t in tensors.items()}, temporary)
+            temporary.replace(folder / name)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _read_neighbours(folder: Path, group: Group) -> Neighbours | None:
@@ -281,8 +295,10 @@ def _write_labels(path: Path, features: Features, found: ShardedPseudoLabels) ->
     """Columns row, key where the features have one, and label."""
     keyed = "key" in features.columns
     fields = [("row", pa.int64()), *([("key", pa.string())] if keyed else []), ("label", pa.int64())]
-    temporary = path.with_name(f".{path.name}")
-    with pq.ParquetWriter(temporary, pa.schema(fields)) as writer:
+    with (
+        whole_file(path, "the labels") as temporary,
+        pq.ParquetWriter(temporary, pa.schema(fields)) as writer,
+    ):
         for begin in range(0, len(features), KEY_ROWS):
             end = min(begin + KEY_ROWS, len(features))
             columns: dict[str, Any] = {"row": np.arange(begin, end)}
@@ -290,13 +306,11 @@ def _write_labels(path: Path, features: Features, found: ShardedPseudoLabels) ->
                 columns["key"] = features.read_column("key", begin, end)
             columns["label"] = found.labels[begin:end]
             writer.write_table(pa.table(columns, schema=pa.schema(fields)))
-    temporary.replace(path)
 
 
 def _write_centroids(path: Path, first: int, centroids: NDArray[np.float32]) -> None:
     width = centroids.shape[1]
     embedding = pa.FixedSizeListArray.from_arrays(pa.array(centroids.ravel()), width)
     labels = pa.array(np.arange(first, first + len(centroids)))
-    temporary = path.with_name(f".{path.name}")
-    pq.write_table(pa.table({"label": labels, "embedding": embedding}), temporary)
-    temporary.replace(path)
+    with whole_file(path, "the centroids") as temporary:
+        pq.write_table(pa.table({"label": labels, "embedding": embedding}), temporary)

@@ -57,6 +57,11 @@ class Config:
         "fixed", "official reproduces the faults of the published code that change results"
     )
     seed: int = doc(0, "seed of weights, sampling and augmentation", low=0)
+    deterministic: bool = doc(
+        False,
+        "on a GPU, compute in ways that give the same bits every time, where torch has them (slower); on a "
+        "CPU runs with one seed on one machine are the same to the bit anyway",
+    )
     timeout_s: float = doc(
         1800.0,
         "how long a process waits for the others, in seconds; evaluating by the first process while the "

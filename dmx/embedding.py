@@ -22,6 +22,7 @@ from dmx.data.prefetch import map_ahead
 from dmx.data.shards import Split
 from dmx.data.transforms import decode_resized, normalise_batch
 from dmx.errors import DmxError
+from dmx.names import printable
 from dmx.progress import progress_bar
 
 # Batches decoded before the forward pass asks for them.
@@ -200,7 +201,7 @@ def check_features(
     if bad.size:
         row = int(rows[bad[0]])
         raise DmxError(
-            f"{where}: image {key_of(row)} (row {row}): wanted finite features, found a vector of length "
-            f"{lengths[bad[0]]} after normalising; the model has diverged: lower its learning rate or go "
-            "back to an earlier checkpoint"
+            f"{where}: image {printable(key_of(row))} (row {row}): wanted finite features, found a "
+            f"vector of length {lengths[bad[0]]} after normalising; the model has diverged: lower its "
+            "learning rate or go back to an earlier checkpoint"
         )

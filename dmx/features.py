@@ -28,6 +28,7 @@ from pyarrow import fs as pafs
 from dmx.data.storage import Location, locate
 from dmx.errors import DmxError
 from dmx.kernels.progress import counting
+from dmx.writing import STORE_ADVICE, store_fault
 
 COLUMN = "embedding"
 MANIFEST_NAME = "embeddings.json"
@@ -184,8 +185,8 @@ class Features:
                     yield batch.column(0)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise DmxError(
-                f"{self._where(part)}: column {name}: wanted a whole Parquet file, found {error}; copy or "
-                "write it again"
+                f"{self._where(part)}: column {name}: wanted a whole Parquet file, found {error}; "
+                f"{_advice(error)}"
             ) from error
 
     def _rows_of(self, part: Part, first: int, array: Any) -> NDArray[np.float32]:
@@ -202,21 +203,23 @@ class Features:
             row = int(np.argmax(wrong))
             raise self._bad_row(part, first + row, f"{lengths[row]} numbers")
         flat = array.flatten()
-        values = flat.to_numpy(zero_copy_only=False).reshape(-1, self.width)
+        given = flat.to_numpy(zero_copy_only=False).reshape(-1, self.width)
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is told
+            values = given.astype(np.float32, copy=False)
         # A missing number comes as NaN.
         if not (finite := np.isfinite(values).all(1)).all():
             row = int(np.argmin(finite))
             column = int(np.argmin(np.isfinite(values[row])))
             missing = flat.null_count and not flat[row * self.width + column].is_valid
             raise self._bad_row(
-                part, first + row, f"{'none' if missing else values[row, column]} at place {column}"
+                part, first + row, f"{'none' if missing else given[row, column]} at place {column}"
             )
-        return values.astype(np.float32, copy=False)  # type: ignore[no-any-return]
+        return values  # type: ignore[no-any-return]
 
     def _bad_row(self, part: Part, row: int, found: str) -> DmxError:
         return DmxError(
-            f"{self._where(part)}: column {self.column}, row {row}: wanted {self.width} finite numbers, "
-            f"found {found}; leave the row out, or embed its image again"
+            f"{self._where(part)}: column {self.column}, row {row}: wanted {self.width} finite float32 "
+            f"numbers, found {found}; leave the row out, or embed its image again"
         )
 
     def _open_part(self, name: str) -> Part:
@@ -229,7 +232,7 @@ class Features:
                 raise ValueError(f"a group of {min(rows)} rows")
         except (OSError, ValueError, pa.ArrowException) as error:
             raise DmxError(
-                f"{_joined(self.path, name)}: wanted a Parquet file, found {error}; copy or write it again"
+                f"{_joined(self.path, name)}: wanted a Parquet file, found {error}; {_advice(error)}"
             ) from error
         return Part(name, metadata, tuple(itertools.accumulate(rows, initial=0)))
 
@@ -305,6 +308,10 @@ def _is_features(kind: Any) -> bool:
     return any(test(kind) for test in lists) and pa.types.is_floating(kind.value_type)
 
 
+def _advice(error: Exception) -> str:
+    return STORE_ADVICE if store_fault(error) else "copy or write it again"
+
+
 def _joined(path: str, name: str) -> str:
     return path if re.split(r"[/\\]", path.rstrip("/"))[-1] == name else f"{path.rstrip('/')}/{name}"
 
@@ -312,7 +319,7 @@ def _joined(path: str, name: str) -> str:
 def _parts(path: str) -> tuple[Location, list[str]]:
     """The folder, and the names of the files to read in it."""
     location = locate(path)
-    kind = location.filesystem.get_file_info(location.path).type
+    kind = location.kind()
     if kind == pafs.FileType.File:
         folder, _, name = location.path.rpartition("/")
         return Location(location.filesystem, folder, location.is_local), [name]

@@ -163,7 +163,8 @@ def run_worker(
     except Stopped:
         return
     except DmxError as error:
-        failure.write_text(str(error), encoding="utf-8")
+        with suppress(OSError):  # the disk may be what is full; the error itself matters more
+            failure.write_text(str(error), encoding="utf-8")
         raise
 
 

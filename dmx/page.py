@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from dmx.names import printable
+from dmx.writing import whole_file
+
 PAGES = (".html", ".htm")
 
 
@@ -62,11 +65,6 @@ def text(shown: str) -> str:
     return html.escape(printable(shown))
 
 
-def printable(shown: str) -> str:
-    """A file name without what would steer a terminal, or is no text at all."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
-
-
 def framed(uris: Sequence[str | None], alt: str) -> str:
     """Pictures in one frame, side by side; or word that there is none.
 
@@ -81,10 +79,5 @@ def framed(uris: Sequence[str | None], alt: str) -> str:
 @contextmanager
 def replaced(out: Path) -> Iterator[TextIO]:
     """A text file that takes its name when it is whole."""
-    temporary = out.with_name(f".{out.name}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            yield file
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(out) as temporary, temporary.open("w", encoding="utf-8") as file:
+        yield file

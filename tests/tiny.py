@@ -13,7 +13,7 @@ HEIGHT, WIDTH = 32, 16
 CAMERAS, PER_CAMERA = 3, 3
 
 
-def _person(seed: int, person: int, camera: int, index: int) -> bytes:
+def picture_of(seed: int, person: int, camera: int, index: int) -> bytes:
     """A JPEG: a person's pattern of colours, a camera's tint, some noise."""
     colours = np.random.default_rng((seed, person)).uniform(30, 225, (6, 3, 3)).astype(np.uint8)
     pattern = np.asarray(Image.fromarray(colours).resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR))
@@ -34,7 +34,7 @@ def write_set(folder: Path, seed: int, splits: dict[str, int], rows_per_shard: i
                 for camera in range(CAMERAS):
                     for index in range(1 if split == "query" else PER_CAMERA):
                         picture = index + 100 * (split == "query")
-                        encoded = _person(seed, person, camera, picture)
+                        encoded = picture_of(seed, person, camera, picture)
                         writer.add(split, encoded, person, camera, f"{split}/{person}_{camera}_{index}.jpg")
 
 

@@ -84,10 +84,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Embed what is missing, then say what there is."""
     from dmx.data.dataset import open_dataset
-    from dmx.extraction.plan import Output, parts_of
+    from dmx.extraction.plan import PARTS_STAY, Output, parts_of
     from dmx.stopping import say_at_the_end
     from dmx.train.checkpoint import BEST, LATEST, load_model
     from dmx.train.runlog import versions
+    from dmx.writing import writing
 
     _check(args)
     dataset = open_dataset(
@@ -101,7 +102,8 @@ def run(args: argparse.Namespace) -> int:
     output = Output(args.out)
     model, config = load_model(args.checkpoint, BEST if args.best else LATEST)
     settings = _settings(args, dataset, len(parts), model, config, output)
-    done = output.begin(settings, versions(), args.batch_size)
+    with writing(args.out, "features"):
+        done = output.begin(settings, versions(), args.batch_size)
     say_at_the_end()
     missing = output.missing(parts)
     if not missing and done:
@@ -112,7 +114,9 @@ def run(args: argparse.Namespace) -> int:
         if len(missing) < len(parts):
             print(f"{len(parts) - len(missing)} of {len(parts)} parts are done; going on with the others")
         pace = f" ({_embed(args, dataset, model, settings, output):.1f} images/s without the start)"
-    print(f"{args.out}: {_shown(output.finish(parts))}{pace}")
+    with writing(args.out, "the end of the job", stays=PARTS_STAY):
+        counts = output.finish(parts)
+    print(f"{args.out}: {_shown(counts)}{pace}")
     return 0
 
 

@@ -235,7 +235,7 @@ def _write_json(
     import dataclasses
     import json
 
-    from dmx.train.runlog import write_whole
+    from dmx.page import replaced
 
     rerank = {"k1": args.k1, "k2": args.k2, "lambda": args.lambda_} if args.rerank else None
     content = {
@@ -246,7 +246,8 @@ def _write_json(
         "results": {name: dataclasses.asdict(metrics) for name, metrics in results.items()},
         **({"roc": {name: _roc(histogram) for name, histogram in histograms.items()}} if args.roc else {}),
     }
-    write_whole(Path(args.json), json.dumps(content, indent=2) + "\n")
+    with replaced(Path(args.json)) as file:
+        file.write(json.dumps(content, indent=2) + "\n")
 
 
 def _roc(histogram: DistanceHistogram) -> dict[str, object]:

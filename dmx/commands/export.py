@@ -50,16 +50,18 @@ def run(args: argparse.Namespace) -> int:
 
     from dmx.deployment.folder import export_model
     from dmx.deployment.onnx import require_packages
+    from dmx.writing import writing
 
     if "onnx" in args.formats:
         require_packages()
-    told = export_model(
-        args.checkpoint,
-        args.out,
-        formats=tuple(args.formats),
-        opset=args.opset,
-        name=args.name,
-        best=args.best,
-    )
+    with writing(args.out, "the export", stays="nothing of it is left"):
+        told = export_model(
+            args.checkpoint,
+            args.out,
+            formats=tuple(args.formats),
+            opset=args.opset,
+            name=args.name,
+            best=args.best,
+        )
     print("\n".join(told))
     return 0

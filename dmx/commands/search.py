@@ -203,7 +203,7 @@ def _index(args: argparse.Namespace, encoder: Encoder, source: Gallery | StoredI
 
 def _tell_left_out(index: Index) -> None:
     """List images that cannot be decoded, the first of them if there are many."""
-    from dmx.page import printable
+    from dmx.names import printable
 
     count = len(index.left_out)
     if not count:

@@ -16,13 +16,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dmx.commands.outputs import require_suffix, require_writable
 from dmx.synth.styles import STYLES
 
 if TYPE_CHECKING:
     from dmx.synth.dataset import Request
 
 SUMMARY = "render labelled people, or a contact sheet of them"
-SHEET_SUFFIXES = (".png", ".jpg")
+SHEET_SUFFIXES = {".png": "PNG", ".jpg": "JPEG"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -130,16 +131,17 @@ def _request(args: argparse.Namespace, style: str, *, identities: int, cameras: 
 
 
 def _draw_sheet(args: argparse.Namespace) -> int:
-    from dmx.errors import DmxError
     from dmx.synth.sheet import contact_sheet
     from dmx.synth.styles import STYLES, style_named
+    from dmx.writing import whole_file, writing
 
     # Everything is looked at before anything is rendered: a mistake should not cost that time.
-    if args.sheet.suffix.lower() not in SHEET_SUFFIXES:
-        raise DmxError(f"--sheet: wanted a file name in {' or '.join(SHEET_SUFFIXES)}, found {args.sheet}")
+    require_suffix(args.sheet, SHEET_SUFFIXES, "--sheet")
     names = list(STYLES) if args.style in (None, "all") else [args.style]
     requests = [_request(args, name, identities=6, cameras=4, images=8) for name in names]
-    args.sheet.parent.mkdir(parents=True, exist_ok=True)
+    with writing(args.sheet, "the sheet"):
+        args.sheet.parent.mkdir(parents=True, exist_ok=True)
+    require_writable(args.sheet, SHEET_SUFFIXES, "--sheet")
     sheet = contact_sheet(
         [style_named(name) for name in names],
         seed=requests[0].seed,
@@ -149,11 +151,7 @@ def _draw_sheet(args: argparse.Namespace) -> int:
         height=requests[0].height,
         first_identity=requests[0].first_identity,
     )
-    temporary = args.sheet.with_name(f".tmp-{args.sheet.name}")
-    try:
-        sheet.save(temporary)
-        temporary.replace(args.sheet)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(args.sheet, "the sheet") as temporary:
+        sheet.save(temporary, SHEET_SUFFIXES[args.sheet.suffix.lower()])
     print(f"{args.sheet}: {sheet.width} x {sheet.height} pixels")
     return 0

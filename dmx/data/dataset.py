@@ -17,6 +17,7 @@ from dmx.data.published import count_warnings
 from dmx.data.shards import ShardSplit, Split
 from dmx.data.storage import locate
 from dmx.errors import DmxError
+from dmx.names import printable
 
 
 class RawSplit:
@@ -53,7 +54,7 @@ class RawSplit:
             return self._found[row].image.read()
         except OSError as error:
             raise DmxError(
-                f"{self._source}: split {self._name}: image {self.keys[row]} cannot be read: "
+                f"{self._source}: split {self._name}: image {printable(self.keys[row])} cannot be read: "
                 f"{error.strerror or error}; `dmx ingest` leaves such images out"
             ) from error
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from dmx.errors import DmxError
+from dmx.names import printable
 
 # A person crop has thousands of pixels. What claims more than this is a whole scan or an attack on memory.
 MAX_PIXELS = 1 << 26
@@ -121,6 +122,6 @@ def _decode_jpeg(encoded: bytes) -> NDArray[np.uint8] | None:
 def undecodable(where: str, key: str, error: BrokenImageError) -> DmxError:
     """The error of a whole run that meets an image it cannot decode."""
     return DmxError(
-        f"{where}: image {key}: wanted an image that can be decoded, found one that is {error}; "
+        f"{where}: image {printable(key)}: wanted an image that can be decoded, found one that is {error}; "
         "`dmx ingest` leaves such images out"
     )

@@ -18,7 +18,9 @@ from dmx.data.published import count_warnings
 from dmx.data.shards import DatasetWriter
 from dmx.data.writer import ROWS_PER_SHARD
 from dmx.errors import DmxError
+from dmx.names import as_text, printable
 from dmx.progress import progress
+from dmx.writing import writing
 
 # Images read and decoded before they are written, a core; bounds memory.
 AHEAD_PER_WORKER = 32
@@ -58,21 +60,22 @@ def make_options(camera: str = "scene", camera_pattern: str | None = None) -> Op
 def read_source(layout: Layout, root: Path, options: Options) -> Iterator[Found | Unreadable]:
     """What a layout's reader yields, then an `Unreadable` for everything in `options.unread`.
 
-    Numbers that a shard cannot hold are turned into `Unreadable`.
+    Numbers that a shard cannot hold are turned into `Unreadable`, and keys are text that it can hold.
     """
     for item in layout.read(root, options):
+        key = as_text(item.key)
         if isinstance(item, Found) and not (item.identity < 2**63 and item.camera < 2**31):
-            yield Unreadable(item.key, f"identity {item.identity} or camera {item.camera} is too large")
+            yield Unreadable(key, f"identity {item.identity} or camera {item.camera} is too large")
         else:
-            yield item
+            yield item if key == item.key else item._replace(key=key)
     for path, reason in options.unread:
-        yield Unreadable(path.relative_to(root).as_posix(), reason)
+        yield Unreadable(as_text(path.relative_to(root).as_posix()), reason)
 
 
 def left_out_warning(root: Path, count: int, first: Unreadable, where: str) -> str:
     """The sentence about a source of which not everything is read; `where` tells what lists it all."""
     entries = "1 image or folder is" if count == 1 else f"{count:,} images or folders are"
-    return f"{root}: {entries} left out, the first is {first.key} ({first.reason}); {where}"
+    return f"{root}: {entries} left out, the first is {printable(first.key)} ({first.reason}); {where}"
 
 
 def _count(layout: Layout, root: Path, options: Options) -> int | None:
@@ -146,8 +149,8 @@ def ingest(
         The manifest that was written.
 
     Raises:
-        DmxError: the layout is not recognised, no image can be read, `out` holds something already, or a
-            parameter out of its range.
+        DmxError: the layout is not recognised, no image can be read, `out` holds something already or cannot
+            be written, or a parameter out of its range.
     """
     if workers is not None and workers < 1:
         raise DmxError(f"workers: wanted at least 1, found {workers}")
@@ -160,13 +163,17 @@ def ingest(
     writer = DatasetWriter(out, layout=chosen.name, rows_per_shard=rows_per_shard, overwrite=overwrite)
     count = cores() if workers is None else workers
     # Pillow lets go of the interpreter while it decodes, so threads use all cores.
-    with writer, ThreadPoolExecutor(count, thread_name_prefix="ingest") as pool:
+    with (
+        writing(out, "the data set", stays="nothing of it is left, and what was there before stays"),
+        writer,
+        ThreadPoolExecutor(count, thread_name_prefix="ingest") as pool,
+    ):
         items = read_source(chosen, root, options)
         checked = map_ahead(pool, _check, items, AHEAD_PER_WORKER * count)
         total = _count(chosen, root, make_options(camera, camera_pattern))
         images, skipped = _copy(progress(checked, label="ingest", total=total, unit="images"), writer)
         if images == 0:
-            listed = "".join(f"\n  {item.key}: {item.reason}" for item in skipped)
+            listed = "".join(f"\n  {printable(item.key)}: {item.reason}" for item in skipped)
             raise DmxError(
                 f"{root}: wanted images in layout {chosen.name} ({chosen.wanted}), found none that can be "
                 f"read; point at the folder that holds them{listed}"

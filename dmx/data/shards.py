@@ -38,6 +38,7 @@ from dmx.data.manifest import Shard
 from dmx.data.storage import locate
 from dmx.data.writer import SCHEMA, DatasetWriter
 from dmx.errors import DmxError
+from dmx.writing import STORE_ADVICE, store_fault
 
 __all__ = ["SCHEMA", "DatasetWriter", "ShardSplit", "Split"]
 
@@ -240,7 +241,9 @@ class ShardSplit:
         return batch
 
     def _broken(self, shard: int, found: object) -> DmxError:
+        failed = isinstance(found, OSError) and store_fault(found)
+        advice = STORE_ADVICE if failed else "copy the data set again or ingest it again"
         return DmxError(
             f"{self.folder}/{self._shards[shard].file}: split {self._name}: wanted an Arrow IPC file, "
-            f"found {found}; copy the data set again or ingest it again"
+            f"found {found}; {advice}"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
@@ -156,7 +157,8 @@ class _SplitWriter:
         names = [temporary_name(shard.file) for shard in self.shards]
         if self._file is not None:
             names.append(temporary_name(self._file_name()))
-            self._file.close()
+            with suppress(OSError):
+                self._file.close()
         return names
 
 
@@ -297,8 +299,10 @@ class DatasetWriter:
         self.manifest = manifest
 
     def _abandon(self) -> None:
-        for writer in self._splits.values():
-            for name in writer.abandon():
-                self._location.delete(name)
-        if self._is_new and not self._location.names():
-            self._location.filesystem.delete_dir(self._location.path)
+        """Delete what was written, unless that fails, too: what went wrong first is told."""
+        with suppress(OSError, DmxError):
+            for writer in self._splits.values():
+                for name in writer.abandon():
+                    self._location.delete(name)
+            if self._is_new and not self._location.names():
+                self._location.filesystem.delete_dir(self._location.path)

@@ -73,7 +73,11 @@ def sample() -> Sample:
     noisy = people + rng.uniform(0.5, 3.0, (len(people), 1)) * rng.standard_normal(people.shape)
     features = torch.from_numpy(noisy.astype(np.float32))
     features[-1] = features[-2]
-    queries = torch.from_numpy(rng.standard_normal((QUERIES, WIDTH)).astype(np.float32))
+    return sample_of(features, torch.from_numpy(rng.standard_normal((QUERIES, WIDTH)).astype(np.float32)))
+
+
+def sample_of(features: torch.Tensor, queries: torch.Tensor) -> Sample:
+    """What the references make of features and queries, (N, D) and (Q, D), N at least K1."""
     own = self_knn_reference(features, K1)
     encoded = k_reciprocal_reference(features, own.indices, K1, K2)
     distances = jaccard_reference(encoded)
@@ -209,7 +213,7 @@ def _compare_pseudo_labels(given: Sample, found: PseudoLabels) -> None:
     _compare_labels(given.labelings, torch.from_numpy(np.stack([found.tight, found.base, found.loose])))
     wanted = torch.from_numpy(reliable(tight, base, loose, MIN_CLUSTER_SIZE, None).labels)
     _compare_labels(wanted, torch.from_numpy(found.labels))
-    unit = torch.nn.functional.normalize(given.features.double(), dim=1)
+    unit = torch.nn.functional.normalize(given.features.double(), dim=1, eps=1e-150)
     means = [unit[wanted == label].mean(0) for label in range(int(wanted.max()) + 1)]
     centroids = torch.nn.functional.normalize(torch.stack(means), dim=1)
     _compare_values("centroids", centroids, torch.from_numpy(found.centroids).double(), _CENTROID)

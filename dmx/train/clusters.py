@@ -25,6 +25,7 @@ from safetensors.numpy import save_file
 
 from dmx.cluster.reliability import Evidence, labels_of
 from dmx.errors import DmxError
+from dmx.writing import whole_file
 
 FOLDER = "clusters"
 FORMAT = 1
@@ -69,13 +70,11 @@ def write_clusters(run: Path, found: EpochClusters, keep: int | None) -> None:
             "independence_threshold": found.independence_threshold,
             "used": found.used,
         }
-        place = folder / _name(found.epoch)
-        temporary = place.with_name(f".{place.name}.tmp")
-        # One entry of metadata: safetensors writes several in any order, and files shall be equal to the bit.
-        save_file(asdict(found.evidence), temporary, {"dmx": json.dumps(facts)})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(place)
+        with whole_file(folder / _name(found.epoch), "the epoch's clusters") as temporary:
+            # One entry of metadata: safetensors writes several in any order; files shall be equal to the bit.
+            save_file(asdict(found.evidence), temporary, {"dmx": json.dumps(facts)})
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
     if keep is not None:
         kept = cluster_files(run)
         for epoch in sorted(kept)[: max(0, len(kept) - keep)]:

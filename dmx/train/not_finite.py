@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from dmx.errors import DmxError
+from dmx.names import printable
 from dmx.train.data import EpochLabels
 from dmx.train.runlog import NOT_FINITE
 from dmx.train.step import NotFiniteError
@@ -47,7 +48,8 @@ def leave_out(
         )
     trainer.left_out_in_a_row += 1
     what = f"epoch {epoch}, step {step}: {error}"
-    where = f"Its {len(images)} images ({', '.join(images[:SHOWN])}, ...) are in {trainer.run / NOT_FINITE}"
+    shown = printable(", ".join(images[:SHOWN]))
+    where = f"Its {len(images)} images ({shown}, ...) are in {trainer.run / NOT_FINITE}"
     remedy = "lower optim.lr, set optim.clip_norm, or train in fp32"
     if trainer.config.on_nan == "stop":
         raise DmxError(

@@ -18,7 +18,8 @@ from typing import Any
 
 import dmx
 from dmx.errors import DmxError
-from dmx.train.runlog import read_lines, versions
+from dmx.train.runlog import read_lines, versions, write_whole
+from dmx.writing import whole_file
 
 STARTS = "starts.jsonl"
 CODE = "code"
@@ -77,8 +78,8 @@ def record_start(run: Path, data: Data, changed: Mapping[str, Any], first_step: 
         "data": data,
         "changed": changed,
     }
-    with open(run / STARTS, "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    # Whole, as this is what every later start is compared with.
+    write_whole(run / STARTS, "".join(json.dumps(each) + "\n" for each in [*starts, line]))
     return _differences(starts[-1], line) if starts else None
 
 
@@ -136,9 +137,8 @@ def git_state(root: Path, keep: Path) -> dict[str, Any]:
     digest = hashlib.sha256(diff).hexdigest() if diff else None
     if digest is not None and len(diff) <= MOST_DIFF_BYTES:
         keep.mkdir(parents=True, exist_ok=True)
-        temporary = keep / f".{digest[:16]}.tmp"
-        temporary.write_bytes(diff)
-        temporary.rename(keep / f"{digest[:16]}.diff")
+        with whole_file(keep / f"{digest[:16]}.diff") as temporary:
+            temporary.write_bytes(diff)
     return {
         "commit": commit.decode().strip(),
         "is_dirty": bool(diff),

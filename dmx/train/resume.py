@@ -19,6 +19,7 @@ from dmx.train.runlog import CONFIG, STEPS, read_lines
 CHANGEABLE = (
     "timeout_s",
     "on_nan",
+    "deterministic",
     "data.workers",
     "data.tests",
     "batch.accumulation",

@@ -21,6 +21,7 @@ from dmx.config import Config, to_tree
 from dmx.errors import DmxError
 from dmx.train.following import CLOSE_S, Follower
 from dmx.train.trackers import Point, Tracker
+from dmx.writing import whole_file, writing
 
 STEPS = "metrics.jsonl"
 EPOCHS = "epochs.jsonl"
@@ -70,19 +71,24 @@ class RunLog:
 
     def step(self, values: Mapping[str, Any]) -> None:
         """Log one step; `values` has its `global_step`."""
-        _append(self._steps, values)
+        self._append(self._steps, values)
         self._show("train", values, values["global_step"])
 
     def not_finite(self, values: Mapping[str, Any]) -> None:
         """Log a step that was not finite; `values` has its `global_step`."""
         with open(self._run / NOT_FINITE, "a", encoding="utf-8") as file:
-            _append(file, values)
+            self._append(file, values)
 
     def epoch(self, values: Mapping[str, Any], global_step: int) -> None:
         """Log one epoch; `values` has its `epoch`, and `global_step` is the first step after it."""
-        _append(self._epochs, values)
+        self._append(self._epochs, values)
         # At its last step: whoever goes on after the epoch drops what TensorBoard has from `global_step` on.
         self._show("epoch", values, global_step - 1)
+
+    def _append(self, file: TextIO, values: Mapping[str, Any]) -> None:
+        with writing(self._run, "its logs", stays="checkpoints that are there are whole"):
+            file.write(json.dumps(values) + "\n")
+            file.flush()
 
     def _show(self, group: str, values: Mapping[str, Any], global_step: int) -> None:
         point = Point(global_step, time.time(), dict(_numbers(group, values)))
@@ -109,11 +115,6 @@ def _numbers(group: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float
             yield f"{group}/{name}", value
 
 
-def _append(file: TextIO, values: Mapping[str, Any]) -> None:
-    file.write(json.dumps(values) + "\n")
-    file.flush()
-
-
 def _truncate(file: Path, keeps: Callable[[dict[str, Any]], bool]) -> None:
     """Keep the lines for which `keeps` holds; a line cut off by a crash goes too."""
     if not file.exists():
@@ -131,16 +132,16 @@ def _truncate(file: Path, keeps: Callable[[dict[str, Any]], bool]) -> None:
 
 def write_whole(file: Path, text: str) -> None:
     """Write a file so that a reader finds the old text or the new one, whole."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.rename(file)
+    with whole_file(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The lines of a log; none when it does not exist."""
+    """The lines of a log; none when it does not exist. A last one that was cut off by a crash is left out."""
     if not file.exists():
         return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    *whole, _ = file.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in whole]
 
 
 def versions() -> dict[str, str]:
@@ -156,5 +157,6 @@ def versions() -> dict[str, str]:
 
 def describe_run(run: Path, config: Config) -> None:
     """Save the resolved configuration into the run folder."""
-    run.mkdir(parents=True, exist_ok=True)
+    with writing(run, "the run"):
+        run.mkdir(parents=True, exist_ok=True)
     write_whole(run / CONFIG, yaml.safe_dump(to_tree(config), sort_keys=False))

@@ -19,6 +19,7 @@ from dmx.kernels.progress import listening
 from dmx.progress import progress_bar, silence
 from dmx.train import loop
 from dmx.train.checkpoint import read_checkpoint
+from dmx.train.determinism import determinism
 from dmx.train.engines import forget_process_group
 from dmx.train.recovery import recover
 from dmx.train.runlog import CONFIG, write_whole
@@ -38,7 +39,11 @@ def train_worker(run: str | Path, *, local: tuple[int, int] | None = None) -> No
     folder = Path(run)
     origin = str(folder / CONFIG)
     config = dmx.config.from_tree((origin, dmx.config.read_yaml(folder / CONFIG)))
-    with world(config.timeout_s, local) as place, listening(progress_bar):
+    with (
+        determinism(config.deterministic),
+        world(config.timeout_s, local) as place,
+        listening(progress_bar),
+    ):
         use_cores(place)
         if not place.leads:
             silence()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from disks import Disk, small_disk
 from runs import assert_bit_identical, prepare
 
 from dmx.checksums import SUMS
@@ -130,29 +131,16 @@ def test_sha256sum_agrees(whole: Path) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of a megabyte and a half."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1536k", "dmx-test", str(place)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip(f"mounting wants root: {mounted.stderr}")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    with small_disk(tmp_path / "disk", "1536k") as disk:
+        yield disk
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(
-    whole: Path, tiny_settings: dict[str, Any], small_disk: Path
+    whole: Path, tiny_settings: dict[str, Any], disk: Disk
 ) -> None:
     """The error says so once; with room again the same command goes on and ends as if nothing had been."""
-    run = prepare(small_disk / "run", tiny_settings, schedule=SCHEDULE | {"keep_checkpoints": 100})
+    run = prepare(disk.path / "run", tiny_settings, schedule=SCHEDULE | {"keep_checkpoints": 100})
     done = _train(run)
     assert done.returncode == 2
     assert "wanted to write the checkpoint step-" in done.stderr
@@ -164,7 +152,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
         (run / FOLDER / (run / FOLDER / LATEST).read_text().strip() / "state.json").read_text()
     )
     assert 0 < before["global_step"] < 36
-    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    disk.remount("size=64m")
     done = _train(run)
     assert done.returncode == 0, done.stderr
     assert_bit_identical(run, whole)

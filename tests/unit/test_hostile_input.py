@@ -9,6 +9,7 @@ import gzip
 import importlib.resources
 import io
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -30,8 +31,11 @@ from PIL import Image
 from dmx.config import from_tree, recipe
 from dmx.data.dataset import open_dataset
 from dmx.data.images import broken_reason
-from dmx.data.layouts import base
+from dmx.data.ingest import ingest
+from dmx.data.layouts import LAYOUTS, base
+from dmx.data.layouts.luperson import load_keys
 from dmx.errors import DmxError
+from dmx.extraction.plan import Output, Part, Settings
 from dmx.features import Features
 
 often = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -293,3 +297,87 @@ def test_archives_that_grow_without_end(tmp_path: Path, kind: str) -> None:
     )
     assert second == str(len(IMAGES["JPEG"]))
     assert int(grown_kib) < 100_000
+
+
+def _bomb(kind: str) -> bytes:
+    """Pickles of a few bytes that ask for all memory, or for ever, before anything is named."""
+    if kind == "memo":  # a place in a list of two billion
+        return b"\x80\x02X\x01\x00\x00\x00ar\xff\xff\xff\x7f]."
+    if kind == "length":  # a text of 2^62 bytes
+        return b"\x80\x04\x8d" + (2**62).to_bytes(8, "little") + b"a."
+    if kind == "hash":  # a set of a tuple of the same two tuples, a hundred deep
+        return b"\x80\x04\x8f(" + b"K\x01" + b"2\x86" * 100 + b"\x90."
+    if kind == "repr":  # a list of the same two lists, a hundred deep
+        return b"\x80\x04]" + b"]2\x86" + b"2\x86" * 100 + b"a."
+    return b"\x80\x04" + b"(" * 100_000 + b"."
+
+
+@pytest.mark.parametrize("kind", ["memo", "length", "hash", "repr", "marks"])
+def test_pickles_that_take_everything(tmp_path: Path, kind: str) -> None:
+    """Refused at once, in little memory."""
+    (tmp_path / "keys.pkl").write_bytes(_bomb(kind))
+    code = (
+        "import sys, resource; from pathlib import Path\n"
+        "from dmx.data.layouts.luperson import load_keys; from dmx.errors import DmxError\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try:\n    print(len(load_keys(Path(sys.argv[1]))))\n"
+        "except DmxError as error:\n    print('refused' if len(str(error)) < 2000 else 'told at length')\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    limited = ["prlimit", "--as=8000000000", sys.executable, "-c", code, str(tmp_path / "keys.pkl")]
+    done = subprocess.run(limited, capture_output=True, text=True, check=True, timeout=60)
+    told, grown_kib = done.stdout.splitlines()
+    assert told == ("0" if kind == "memo" else "refused")
+    assert int(grown_kib) < 100_000
+
+
+def test_keys_that_are_no_text_stay_what_they_are(tmp_path: Path) -> None:
+    """One such key was the end of all of them."""
+    (tmp_path / "keys.pkl").write_bytes(pickle.dumps([b"plain", b"caf\xe9"]))
+    assert load_keys(tmp_path / "keys.pkl") == ["plain", "caf\udce9"]
+
+
+def test_a_broken_zip_is_named(tmp_path: Path) -> None:
+    """What is said to be in it is not there."""
+    _zip_bomb(tmp_path / "crops.zip", says=1000)
+    content = bytearray((tmp_path / "crops.zip").read_bytes())
+    at = content.rindex(b"PK\x01\x02")
+    content[at : at + 4] = b"XXXX"
+    (tmp_path / "crops.zip").write_bytes(content)
+    with pytest.raises(DmxError, match=r"crops\.zip: wanted a zip archive, found one that is broken"):
+        list(LAYOUTS["crops"].read(tmp_path / "crops.zip", base.Options()))
+
+
+@pytest.mark.parametrize("value", [1e300, -1e39])
+def test_features_that_float32_cannot_hold_are_named(tmp_path: Path, value: float) -> None:
+    """Finite as they are given, infinite as they are read."""
+    pq.write_table(pa.table({"embedding": [[1.0, 2.0], [value, 0.0]]}), tmp_path / "f.parquet")
+    with pytest.raises(DmxError, match=r"row 1: wanted 2 finite float32 numbers, found .*e\+\d+ at place 0"):
+        Features(tmp_path / "f.parquet").read_rows(0, 2)
+
+
+def test_all_images_broken_is_an_error(tmp_path: Path) -> None:
+    """Of a data set that is ingested; one broken image is a line in skipped.jsonl."""
+    for number in range(5):
+        (tmp_path / "crops").mkdir(exist_ok=True)
+        (tmp_path / "crops" / f"{number}.jpg").write_bytes(b"no image")
+    with pytest.raises(DmxError, match="found none that can be read"):
+        ingest(tmp_path / "crops", tmp_path / "set", layout="crops")
+    assert not (tmp_path / "set").exists()
+    (tmp_path / "crops" / "good.jpg").write_bytes(IMAGES["JPEG"])
+    assert ingest(tmp_path / "crops", tmp_path / "set", layout="crops").skipped == 5
+
+
+def test_features_of_no_image_are_an_error(tmp_path: Path) -> None:
+    """`dmx embed` of images that are all broken has nothing to give, and is not finished."""
+    output, parts = Output(str(tmp_path)), [Part(0, 0, 2)]
+    settings = Settings(
+        model="m", weights_sha256="w", dataset="d", data_sha256="s", split="train", rows=2, parts=1, width=2,
+        image_height=4, image_width=2, precision="fp32", flip=False,
+    )  # fmt: skip
+    assert not output.begin(settings, {}, 8)
+    lines = [{"row": row, "key": f"{row}.jpg", "reason": "empty"} for row in range(2)]
+    (tmp_path / parts[0].skipped_name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(DmxError, match=r"found none among 2, the first is 0\.jpg \(empty\)"):
+        output.finish(parts)
+    assert not output.begin(settings, {}, 8)

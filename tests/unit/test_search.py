@@ -19,7 +19,7 @@ from dmx.data.dataset import RawSplit
 from dmx.data.layouts import Found, Unreadable
 from dmx.data.layouts.base import BytesRef
 from dmx.errors import DmxError
-from dmx.page import printable
+from dmx.names import printable
 from dmx.search.encoder import ModelRecord
 from dmx.search.gallery import Part
 from dmx.search.images import JoinedSplits, Origin, Reading

@@ -107,6 +107,8 @@ def tar_members(archive: Path, key: str) -> Iterator[Member | Unreadable]:
     try:
         with tarfile.open(archive, "r|*") as stream:
             for member in stream:
+                if not member.isfile():
+                    continue  # links lead to what is read under its own name, or out of the archive
                 if member.size > MAX_ENCODED_BYTES:
                     yield Unreadable(f"{key}/{member.name}", _too_large(member.size))
                     continue

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from dmx.data.layouts.listing import leads_back, sorted_entries
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # File names looked at to recognise a layout; sets are homogeneous, so a few are enough.
 SAMPLE_NAMES = 200
@@ -107,18 +109,18 @@ class Options:
         Hidden files (`._*`) and those that are not images are counted as ignored. Unless `recursive`,
         subfolders that hold images go to `unread`.
         """
-        with os.scandir(folder) as entries:
-            ordered = sorted(entries, key=lambda entry: entry.name)
-        for entry in ordered:
-            if entry.is_dir():
-                if entry.name.startswith("."):
+        for name, is_folder in sorted_entries(folder):
+            if is_folder:
+                if name.startswith("."):
                     continue
-                if recursive:
-                    yield from self.images(Path(entry.path), recursive=True)
+                if leads_back(folder / name):
+                    self.unread.append((folder / name, "a link to a folder that it lies in"))
+                elif recursive:
+                    yield from self.images(folder / name, recursive=True)
                 else:
-                    self.leave_folder(Path(entry.path), "a subfolder where the layout has images only")
-            elif is_image_name(entry.name):
-                yield Path(entry.path)
+                    self.leave_folder(folder / name, "a subfolder where the layout has images only")
+            elif is_image_name(name):
+                yield folder / name
             else:
                 self.ignored += 1
 
@@ -205,7 +207,8 @@ def subfolders(folder: Path) -> list[Path]:
 
 def holds_images(folder: Path) -> bool:
     """Whether there is an image in a folder or anywhere below it."""
-    return bool(sample_image_names(folder)) or any(holds_images(inner) for inner in subfolders(folder))
+    inner = (path for path in subfolders(folder) if not leads_back(path))
+    return bool(sample_image_names(folder)) or any(map(holds_images, inner))
 
 
 def candidate_roots(source: Path, depth: int = 3) -> Iterator[Path]:

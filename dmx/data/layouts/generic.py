@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 import zipfile
 from pathlib import Path
 
@@ -99,13 +100,22 @@ def _read_folder(root: Path, options: Options) -> Reading:
 
 
 def _zip_images(source: Path) -> list[zipfile.ZipInfo]:
-    with zipfile.ZipFile(source) as archive:
-        images = [
-            info
-            for info in archive.infolist()
-            if is_image_name(info.filename.rsplit("/", 1)[-1]) and not info.filename.startswith("__MACOSX/")
-        ]
+    images = [
+        info
+        for info in _zip_members(source)
+        if is_image_name(info.filename.rsplit("/", 1)[-1]) and not info.filename.startswith("__MACOSX/")
+    ]
     return sorted(images, key=lambda info: info.filename)
+
+
+def _zip_members(source: Path) -> list[zipfile.ZipInfo]:
+    try:
+        with zipfile.ZipFile(source) as archive:
+            return archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OSError) as error:
+        raise DmxError(
+            f"{source}: wanted a zip archive, found one that is broken: {error}; copy it again"
+        ) from error
 
 
 def _find_crops(source: Path) -> Path | None:
@@ -138,8 +148,7 @@ def _read_crops(root: Path, options: Options) -> Reading:
 def _read_zip(source: Path, options: Options) -> Reading:
     if not zipfile.is_zipfile(source):
         raise DmxError(f"{source}: wanted a folder or a zip archive of crops, found another kind of file")
-    with zipfile.ZipFile(source) as archive:
-        files = sum(not info.is_dir() for info in archive.infolist())
+    files = sum(not info.filename.endswith("/") for info in _zip_members(source))
     members = _zip_images(source)
     options.ignored += files - len(members)
     for info in members:

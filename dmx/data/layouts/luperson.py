@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
 import pickle
+import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +27,23 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin-1")
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Loads containers, str, bytes and numbers; a pickle that names anything else is refused unexecuted."""
+def _flat(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    """An operation that makes a tuple, if no tuple is in it."""
+
+    def load_flat(unpickler: Any) -> None:
+        load(unpickler)
+        if any(isinstance(item, tuple) for item in unpickler.stack[-1]):
+            raise pickle.UnpicklingError("tuples in a tuple are not admitted")
+
+    return load_flat
+
+
+class _PlainUnpickler(pickle._Unpickler):
+    """Loads containers, str, bytes and numbers; a pickle that names anything else is refused unexecuted.
+
+    It is Python's, not C's, which makes room for as many objects as a pickle claims: a few bytes would take
+    all memory. Tuples in tuples are refused, as a hundred of them may take for ever to be hashed.
+    """
 
     ADMITTED: dict[tuple[str, str], Any] = {  # noqa: RUF012  # constant
         ("builtins", "set"): set,
@@ -34,6 +52,10 @@ class _PlainUnpickler(pickle.Unpickler):
         ("__builtin__", "frozenset"): frozenset,
         ("_codecs", "encode"): _latin1,
     }
+
+    dispatch = dict(pickle._Unpickler.dispatch)  # noqa: RUF012  # constant
+    for _opcode in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
+        dispatch[_opcode[0]] = _flat(dispatch[_opcode[0]])
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -49,13 +71,13 @@ def load_keys(path: Path) -> list[str]:
         DmxError: not a pickle of a list of keys, or one that names code.
     """
     try:
-        with open(path, "rb") as file:
-            value = _PlainUnpickler(file).load()
+        # In memory a length that is longer than the file reads what there is.
+        value = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
         if isinstance(value, dict):
             value = value.get("keys", value)
         if not isinstance(value, (list, tuple, set, frozenset, dict)):
             raise TypeError(f"a {type(value).__name__}")
-        keys = [key.decode() if isinstance(key, bytes) else key for key in value]
+        keys = [key.decode("utf-8", "surrogateescape") if isinstance(key, bytes) else key for key in value]
     except (
         pickle.UnpicklingError,
         EOFError,
@@ -64,13 +86,18 @@ def load_keys(path: Path) -> list[str]:
         AttributeError,
         IndexError,
         KeyError,
+        OverflowError,
+        MemoryError,
+        RecursionError,
+        struct.error,
     ) as error:
         raise DmxError(
             f"{path}: wanted a pickled list of keys made of plain str or bytes, found "
             f"something else ({error}); get the file again from its authors, or write it as a plain list"
         ) from error
-    if bad := next((key for key in keys if not isinstance(key, str)), None):
-        raise DmxError(f"{path}: wanted keys that are str or bytes, found {bad!r}")
+    bad = next((key for key in keys if not isinstance(key, str)), "")
+    if not isinstance(bad, str):
+        raise DmxError(f"{path}: wanted keys that are str or bytes, found {type(bad).__name__}")
     return sorted(keys) if isinstance(value, (set, frozenset)) else keys
 
 
@@ -112,7 +139,7 @@ class LmdbRef:
 
         try:
             with environment.begin() as transaction:
-                value = transaction.get(self.key.encode())
+                value = transaction.get(self.key.encode("utf-8", "surrogateescape"))
         except (lmdb.Error, UnicodeEncodeError) as error:
             raise OSError(f"the database cannot be read: {error}") from error
         if value is None:

@@ -63,6 +63,9 @@ def _read_list(root: Path, list_name: str, split: str, folder: str, options: Opt
                 )
                 continue
             key = f"{folder}/{relative}"
+            if relative.startswith("/") or ".." in relative.split("/"):
+                yield Unreadable(f"{list_name}:{number}", f"path leads out of {folder}: {relative!r}")
+                continue
             yield Found(split, key, int(identity), int(fields[2]), FileRef(str(root / key)))
 
 
