@@ -23,7 +23,7 @@ from packaging.utils import canonicalize_name
 SERVICES = ("pypi", "osv")
 TIMEOUT_S = 15
 # Longer than any answer: pip-audit asks for one package after the other, and tries again.
-PATIENCE_S = 600
+PATIENCE_S = 120
 Ask = Callable[[str], dict[str, Any] | None]
 
 
