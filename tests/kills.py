@@ -23,7 +23,7 @@ PATIENCE_S = 300.0  # for a command to end by itself
 LINGER_S = 10.0  # for the processes of one that was killed to follow it
 POLL_S = 0.01
 MOST_RESTARTS = 4
-MOST_SHARE, LEAST_SHARE = 0.9, 0.1  # of its time, in which a command is struck
+MOST_SHARE, LEAST_SHARE = 1.0, 0.1  # of its time, in which a command is struck
 EARLY_SHARE = 0.2  # of the moments are drawn from the start of the process on
 MEMORY_V2, MEMORY_V1 = Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory")
 SHARED_MEMORY = Path("/dev/shm")
@@ -69,12 +69,14 @@ class Undisturbed:
     Attributes:
         out: its results.
         begins_s: from its start to the first thing it wrote, seconds.
+        ends_s: from its start to where it answers no signals any more, since all is written, seconds.
         total_s: from its start to its end, seconds.
         keeps: names in the folder for temporary files that it leaves there, for later commands.
     """
 
     out: Path
     begins_s: float
+    ends_s: float
     total_s: float
     keeps: frozenset[str]
 
@@ -227,10 +229,12 @@ def undisturbed(job: Job) -> Undisturbed:
     """The command's result when nothing befalls it. It runs twice: the first fills caches on the disk."""
     for name in ("warm", "whole"):
         command = Command(job, job.folder / f"{job.name}-{name}")
-        begins_s = 0.0
+        begins_s = ends_s = 0.0
         while command.process.poll() is None:
             if not begins_s and job.begun(command.out):
                 begins_s = time.monotonic() - command.start
+            if _handles(command.process.pid):
+                ends_s = time.monotonic() - command.start
             time.sleep(POLL_S)
         total_s = time.monotonic() - command.start
         if command.process.returncode:
@@ -239,7 +243,7 @@ def undisturbed(job: Job) -> Undisturbed:
         command.remove()
         if name == "warm":
             shutil.rmtree(command.out)
-    return Undisturbed(command.out, begins_s, total_s, keeps)
+    return Undisturbed(command.out, begins_s, ends_s, total_s, keeps)
 
 
 def strike(job: Job, whole: Undisturbed, number: int, rng: random.Random) -> Outcome:
@@ -249,7 +253,8 @@ def strike(job: Job, whole: Undisturbed, number: int, rng: random.Random) -> Out
     share = MOST_SHARE
     while True:  # until it is struck before it is through, which takes it longer or less
         command, outcome = _struck(job, whole, how, out, share, rng)
-        if outcome.where != "through" or how.name == ALLOCATION_FAILS or share < LEAST_SHARE:
+        survived = how.name == ALLOCATION_FAILS and outcome.heard  # it may need no more than it has
+        if outcome.where != "through" or survived or share < LEAST_SHARE:
             break
         shutil.rmtree(out)
         command.remove()
@@ -290,7 +295,7 @@ def _struck(
             while not job.begun(out) and command.process.poll() is None:
                 time.sleep(POLL_S)
         now = time.monotonic() - command.start
-        work_s = whole.total_s if is_early else whole.total_s - whole.begins_s
+        work_s = whole.ends_s if is_early else whole.ends_s - whole.begins_s
         runs = command.wait_until((0 if is_early else now) + rng.uniform(0, share * work_s))
         at_s, begun = time.monotonic() - command.start, job.begun(out)
         heard = runs and _handles(command.process.pid)

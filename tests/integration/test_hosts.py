@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,6 +137,21 @@ def test_training_goes_on_when_a_host_is_cut_off(work: Path, reference: Path, tm
         outcome = faults.run_job(job, made, ssh, tmp_path / "logs", "host cut off")
     assert job.difference(reference) == ""
     assert "start again from where they stood (1 of 3 times)" in outcome.said[-1]
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_script_saves_before_ray_goes(work: Path, tmp_path: Path) -> None:
+    """What the workers have trained, by the command, within ten seconds."""
+    job = jobs.train_job(work / "runs/first", tmp_path / "run")
+    with hosts.hosts(3) as made, sshd.ssh_servers(made, tmp_path) as ssh:
+        process, log = faults._start(job, made, ssh, tmp_path / "logs", "first")
+        hosts.wait_until(lambda: job.progress() >= job.strike_at, faults.COMING_S, "some steps", process)
+        start = time.monotonic()
+        (script,) = (pid for pid, words in made[-1].processes().items() if "hosts.sh" in words)
+        os.kill(script, signal.SIGTERM)
+        assert process.wait(60) == 143
+        assert time.monotonic() - start < 10
+    assert f"dmx train: stopped by SIGTERM at step {job.progress()} of 24, saved" in log.read_text()
 
 
 @pytest.mark.skipif(slurm.why_not() is not None, reason=str(slurm.why_not()))
