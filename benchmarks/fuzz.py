@@ -29,7 +29,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 RESULTS = Path(__file__).parent / "results" / "fuzz.json"
 FOUND = ROOT / "build" / "fuzz"
-# A file of kilobytes that takes more than this is one that attacks: memory beyond it, or time.
+# A file of kilobytes that takes more than this is one that attacks: memory beyond it, or time. Arrow makes
+# room for a page of Parquet before it finds that there is none: 2 GiB, the most that its header can claim.
 MEMORY_MIB = 4096
 TIMEOUT_S = 120
 LONGEST_BYTES = 1 << 16
@@ -101,6 +102,7 @@ def run_target(name: str, seconds: int, folder: Path) -> None:
         "max_len": LONGEST_BYTES,
         "rss_limit_mb": MEMORY_MIB,
         "timeout": TIMEOUT_S,
+        "report_slow_units": TIMEOUT_S,
         "artifact_prefix": f"{folder}/found-",
         "print_final_stats": 1,
     }

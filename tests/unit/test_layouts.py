@@ -577,7 +577,7 @@ def test_luperson_keys_never_run_code(tmp_path: Path) -> None:
     with pytest.raises(DmxError, match=r"names posix.system"):
         load_keys(path)
     assert not marker.exists()
-    for content in (b"", b"garbage", pickle.dumps(3), pickle.dumps([1.5]), pickle.dumps([b"\xff"])):
+    for content in (b"", b"garbage", pickle.dumps(3), pickle.dumps([1.5])):
         path.write_bytes(content)
         with pytest.raises(DmxError, match=r"keys\.pkl: wanted"):
             load_keys(path)
