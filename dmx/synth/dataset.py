@@ -282,10 +282,11 @@ def _share_out(folder: Path, request: Request, people: list[int], jobs: int) -> 
                 if isinstance(written, Exception):
                     raise written
                 yield written
-                if (identity := next(left, None)) is None:
+                following = next(left, None)
+                if following is None:
                     busy.remove(connection)
                 else:
-                    connection.send(identity)
+                    connection.send(following)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         raise DmxError(
             "a rendering process died, perhaps for want of memory (each needs about 0.5 GB); what it "
