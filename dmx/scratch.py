@@ -44,6 +44,8 @@ def scratch_folder(prefix: str, parent: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(lock)
+    # Processes of one that was killed may have gone on writing for a moment when this one started.
+    remove_left(prefix, parent)
 
 
 def remove_left(prefix: str, parent: Path) -> None:

@@ -7,6 +7,7 @@ the style's number). A test set has such files in `query/` and `bounding_box_tes
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -14,11 +15,12 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from dmx.cores import cores
 from dmx.errors import DmxError
@@ -255,21 +257,51 @@ def _render(folder: Path, request: Request, people: list[int], jobs: int) -> Ite
     # Compile and fill the caches on disk here, once, before all processes need them.
     renderer.render(people[0], 0, 0)
     del renderer
-    executor = ProcessPoolExecutor(
-        min(jobs, len(people)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(folder, request),
-    )
+    yield from _share_out(folder, request, people, min(jobs, len(people)))
+
+
+def _share_out(folder: Path, request: Request, people: list[int], jobs: int) -> Iterator[int]:
+    """Give each process a person, and the next one when it is done; yields how many images it wrote.
+
+    Pipes alone: the executors of the standard library make named semaphores, which stay in shared memory when
+    all processes are killed at once.
+
+    Raises:
+        DmxError: a process died.
+    """
+    context, left = multiprocessing.get_context("spawn"), iter(people)
+    workers: dict[Connection, SpawnProcess] = {}
     try:
-        yield from executor.map(_work, people)
-    except BrokenProcessPool:
+        for identity in itertools.islice(left, jobs):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs, folder, request), daemon=True)
+            process.start()
+            theirs.close()
+            workers[ours] = process
+            ours.send(identity)
+        busy = set(workers)
+        while busy:
+            for ready in multiprocessing.connection.wait(busy):
+                connection = cast("Connection", ready)
+                written = connection.recv()
+                if isinstance(written, Exception):
+                    raise written
+                yield written
+                following = next(left, None)
+                if following is None:
+                    busy.remove(connection)
+                else:
+                    connection.send(following)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
         raise DmxError(
             "a rendering process died, perhaps for want of memory (each needs about 0.5 GB); what it "
             "rendered is kept: run the same command again, with fewer jobs"
         ) from None
     finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+        for connection in workers:
+            connection.close()  # which ends the process behind the person it is at
+        for process in workers.values():
+            process.join()
 
 
 def _render_person(renderer: Renderer, folder: Path, request: Request, identity: int) -> int:
@@ -282,27 +314,23 @@ def _render_person(renderer: Renderer, folder: Path, request: Request, identity:
     return written
 
 
-_worker: tuple[Renderer, Path, Request] | None = None
-
-
-def _start_worker(folder: Path, request: Request) -> None:
-    """Set a rendering process up; it ends with its parent, even when that is killed."""
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers itself
+def _work(connection: Connection, folder: Path, request: Request) -> None:
+    """Be a rendering process; it ends with its parent, even when that is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes itself
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        sentinel = parent.sentinel
+    assert parent is not None
+    sentinel = parent.sentinel
 
-        def follow() -> None:
-            multiprocessing.connection.wait([sentinel])
-            os._exit(1)
+    def follow() -> None:
+        multiprocessing.connection.wait([sentinel])
+        os._exit(1)
 
-        threading.Thread(target=follow, daemon=True).start()
-    _worker = (Renderer(request.style, request.height, request.seed, identities=1), folder, request)
-
-
-def _work(identity: int) -> int:
-    if _worker is None:
-        raise RuntimeError("a rendering process was not set up")
-    renderer, folder, request = _worker
-    return _render_person(renderer, folder, request, identity)
+    threading.Thread(target=follow, daemon=True).start()
+    renderer = Renderer(request.style, request.height, request.seed, identities=1)
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent wants no more
+        while True:
+            identity = connection.recv()
+            try:
+                connection.send(_render_person(renderer, folder, request, identity))
+            except (DmxError, OSError) as error:
+                connection.send(error)

@@ -58,6 +58,8 @@ def test_kill_and_resume_give_the_same_bytes(tmp_path: Path) -> None:
     run = subprocess.Popen(command(killed, jobs=2), stderr=subprocess.DEVNULL)
     wait_until(lambda: run.poll() is not None or len(list(killed.glob("*.jpg"))) >= 5, "some images")
     workers = children(run.pid)
+    # A named semaphore stays there when all processes that know of it are killed at once.
+    assert "/dev/shm/" not in Path(f"/proc/{run.pid}/maps").read_text()
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
     wait_until(lambda: not any(alive(pid) for pid in workers), "the workers to end with their parent")
