@@ -91,12 +91,13 @@ def reliability_soak(results: dict[str, Any]) -> str:
             )
         )  # fmt: skip
     limits, environment = results["limits"], results["environment"]
+    bounds = " and ".join(f"{most / MIB:g} MiB an epoch ({name})" for name, most in limits["bytes"].items())
     loads = " and ".join(f"{run['load']:.0f}" for run in results["runs"])
     lines += [
         "",
         f"`dmx train` with the demo's recipe on tiny data, read at the end of every epoch, after "
         f"{results['warm_up']} epochs that warm up. It fails where memory surely grows by more than "
-        f"{limits['bytes'] / MIB:g} MiB an epoch, or handles, threads or mapped files by "
+        f"{bounds}, or handles, threads or mapped files by "
         f"{limits['things']:g}. Load average {loads} at the start; {environment['cores']} cores of "
         f"an {environment['cpu']}; {'no GPU' if environment['gpu'] is None else environment['gpu']}.",
     ]
