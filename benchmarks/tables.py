@@ -20,7 +20,7 @@ from generalisation_tables import (
     generalisation_switches,
 )
 from kill_table import reliability_kill
-from reliability_tables import reliability_load, reliability_soak
+from reliability_tables import fuzz, listing, reliability_load, reliability_soak
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -312,7 +312,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "generalisation_cameras": generalisation_cameras,
     "generalisation_roles": generalisation_roles,
     "generalisation_switches": generalisation_switches,
+    "fuzz": fuzz,
     "gpu": gpu,
+    "listing": listing,
     "model": model,
     "reliability_load": reliability_load,
     "reliability_soak": reliability_soak,

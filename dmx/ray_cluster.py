@@ -5,8 +5,10 @@ Wait for the hosts of a cluster that is starting:  python -m dmx.ray_cluster HOS
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+import secrets
 import socket
 import sys
 import threading
@@ -47,7 +49,8 @@ def ray_cluster(cpus: int | None = None, object_store_bytes: int | None = None) 
     """Be connected to a Ray cluster within it.
 
     With RAY_ADDRESS in the environment that cluster is joined, and the arguments do nothing. Without, a
-    private one starts on this host and ends with it: no dashboard, no other address than 127.0.0.1.
+    private one starts on this host and ends with it. It has no dashboard, and some of its processes listen on
+    all addresses, whatever Ray is told: so it asks for a token that nobody else has.
 
     Args:
         cpus: cores that the private cluster shares out; None: all that this process may use.
@@ -61,14 +64,17 @@ def ray_cluster(cpus: int | None = None, object_store_bytes: int | None = None) 
     """
     for name, value in RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
+    token = {} if joins_cluster() else _own_token()
+    os.environ |= token  # Ray looks when it is imported
     try:
         import ray
     except ImportError as error:
         raise DmxError("this wants Ray: install dmx[cpu] or dmx[gpu]") from error
     with ExitStack() as stack:
-        scratch = stack.enter_context(
-            scratch_folder("dmx-ray-", Path("/tmp"))
-        )  # its sockets' names are short
+        if token:
+            stack.callback(lambda: [os.environ.pop(name, None) for name in token])
+        # The names of its sockets are short.
+        scratch = stack.enter_context(scratch_folder("dmx-ray-", Path("/tmp")))
         stack.callback(_shut_down, descendants(os.getpid()))
         if joins_cluster():
             _join(os.environ["RAY_ADDRESS"])
@@ -99,6 +105,22 @@ def _shut_down(others: set[Process]) -> None:
     own = descendants(os.getpid()) - others
     ray.shutdown()
     await_ends(own)
+
+
+@functools.cache
+def _token() -> str:
+    """This process's: Ray keeps the first that it sees."""
+    return secrets.token_hex(32)
+
+
+def _own_token() -> dict[str, str]:
+    """Variables that make a private cluster ask for a token; none where the user has set them, or has Ray.
+
+    A Ray that was imported without them would not show the token to its own cluster.
+    """
+    if "RAY_AUTH_MODE" in os.environ or ("ray" in sys.modules and not _token.cache_info().currsize):
+        return {}
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _token()}
 
 
 @contextmanager

@@ -101,6 +101,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, or go on training, or say that the run is finished."""
+    from dmx.writing import writing
+
+    with writing(args.folder or ".", "the run", stays="checkpoints that are there are whole"):
+        return _train(args)
+
+
+def _train(args: argparse.Namespace) -> int:
     if args.print_config:
         config = _resolve(args)
         changed = differences(Config(), config)
