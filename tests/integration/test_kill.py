@@ -47,12 +47,12 @@ def test_a_command_that_is_killed_fifty_times_comes_to_the_same(name: str, folde
     strike(name, folder, tuple(range(MANY)))
 
 
-def test_what_does_not_come_to_the_same_is_found(folder: Path) -> None:
+def test_what_does_not_come_to_the_same_is_found(tmp_path: Path) -> None:
     """The harness itself: a file that is cut short, one that is missing, and a process that stays."""
-    job = kills.JOBS["ingest"](folder)
+    job = kills.JOBS["ingest"](tmp_path)
     undisturbed = kills.undisturbed(job)
     whole = undisturbed.out
-    out = folder / "ingest-cut"
+    out = tmp_path / "ingest-cut"
     command = kills.Command(job, out)
     command.await_end()
     shard = out / "train-00001.arrow"
