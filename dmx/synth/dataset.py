@@ -34,8 +34,8 @@ from dmx.synth.types import MAX_SEED
 PARAMETERS_FILE = "synth.json"
 QUERY_FOLDER, GALLERY_FOLDER = "query", "bounding_box_test"
 PART_SUFFIX = ".part"
-# For the people that processes are at when rendering ends early, seconds; then an image may stay half written,
-# under its temporary name.
+# For the people that processes are at when rendering ends early, seconds. What is half written then has a
+# temporary name, and the next run removes it.
 FINISH_S = 3.0
 
 # Changes whenever the same key gives other bytes, so that a folder is never filled with two kinds of images.
