@@ -15,7 +15,7 @@ def reliability_kill(results: dict[str, Any]) -> str:
     rows = results["rows"]
     lines = head(
         "command", *KINDS, "at work", "other results", "partial files", "left behind", "end, median s",
-        "end, longest s",
+        "end, longest s", texts=1,
     )  # fmt: skip
     for row in rows:
         kills = [sum(n for name, n in row["kills"].items() if name.startswith(kind)) for kind in KINDS]

@@ -14,6 +14,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -34,6 +35,9 @@ from dmx.writing import writing
 PARAMETERS_FILE = "synth.json"
 QUERY_FOLDER, GALLERY_FOLDER = "query", "bounding_box_test"
 PART_SUFFIX = ".part"
+# For the people that processes are at when rendering ends early, seconds. What is half written then has a
+# temporary name, and the next run removes it.
+FINISH_S = 3.0
 
 # Changes whenever the same key gives other bytes, so that a folder is never filled with two kinds of images.
 RENDERER_VERSION = 1
@@ -300,7 +304,10 @@ def _share_out(folder: Path, request: Request, people: list[int], jobs: int) -> 
     finally:
         for connection in workers:
             connection.close()  # which ends the process behind the person it is at
+        deadline = time.monotonic() + FINISH_S
         for process in workers.values():
+            process.join(max(0.0, deadline - time.monotonic()))
+            process.terminate()
             process.join()
 
 
