@@ -14,7 +14,7 @@ demo: $(STAMP)
 
 # Two tests side by side: most wait for processes that they start.
 test: lint types secrets audit
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2 --dist loadscope
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

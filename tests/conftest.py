@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,29 +61,42 @@ else:
     INTERPRETED = False
 
 
-# With `pytest -n 2 --dist loadgroup` a file is what one worker runs. These files start hosts, SLURM or Ray,
+# With `pytest -n 2 --dist loadscope` a file is what one worker runs. These files start hosts, SLURM or Ray,
 # and wait for each other; and those that want other tools, which the first of them installs.
 HEAVY = {
     "test_cluster_command", "test_demo", "test_embed_command", "test_hosts", "test_kill", "test_launch",
-    "test_launch_scripts", "test_load_and_soak", "test_ray_cluster", "test_readme",
+    "test_launch_scripts", "test_load_and_soak", "test_private_ray", "test_ray_cluster", "test_readme",
 }  # fmt: skip
 PEERS = {"test_peer_tools", "test_peer_weights"}
+
+
+def group(nodeid: str) -> str:
+    """Of the tests that one worker runs, one after the other."""
+    file = Path(nodeid.partition("::")[0]).stem
+    return "heavy" if file in HEAVY else "peers" if file in PEERS else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """By groups. The marks of `--dist loadgroup` are lost between pytest 9.2 and pytest-xdist 3.8."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(nodeid)
+
+    return ByGroup(config, log)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-slow", action="store_true", help="run the tests marked slow, minutes each")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     import torch
 
     no_gpu = pytest.mark.skip(reason="needs an NVIDIA GPU, found none")
     not_asked = pytest.mark.skip(reason="takes minutes: run with --run-slow")
     for item in items:
-        file = item.path.stem
-        group = "heavy" if file in HEAVY else "peers" if file in PEERS else file
-        item.add_marker(pytest.mark.xdist_group(group))
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(no_gpu)
         if "slow" in item.keywords and not config.getoption("--run-slow"):
