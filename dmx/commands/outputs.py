@@ -43,5 +43,5 @@ def require_suffix(out: Path, suffixes: Iterable[str], option: str = "--out") ->
     *first, last = suffixes
     if out.suffix.lower() not in (*first, last):
         raise DmxError(
-            f"{option}: wanted a file name in {', '.join(first)} or {last}, found {out}; rename it"
+            f"{option}: wanted a file that ends with {', '.join(first)} or {last}, found {out}; rename it"
         )

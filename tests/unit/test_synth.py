@@ -519,7 +519,9 @@ def test_command_needs_one_thing_to_do() -> None:
 def test_command_checks_a_sheet_before_it_renders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dmx.synth.sheet.contact_sheet", lambda *args, **options: pytest.fail("it renders"))
     sheet = str(tmp_path / "sheet.png")
-    with pytest.raises(DmxError, match=r"--sheet: wanted a file name in \.png or \.jpg, found .*sheet\.xyz"):
+    with pytest.raises(
+        DmxError, match=r"--sheet: wanted a file that ends with \.png or \.jpg, found .*sheet\.xyz"
+    ):
         command.run(parse("--sheet", str(tmp_path / "sheet.xyz")))
     for images in ("-3", "0"):
         with pytest.raises(DmxError, match=rf"images must be from 1 to \d+, found {images}"):
