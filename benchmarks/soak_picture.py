@@ -34,7 +34,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
         axes.set(title=title, xlabel="epoch", xlim=(0.5, None), ylim=(0, None))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
-    places[0].legend(frameon=False, loc="lower right")
+    places[0].legend(frameon=False, loc="center right")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
