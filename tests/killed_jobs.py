@@ -112,7 +112,7 @@ def ingest(folder: Path) -> Job:
     if not crops.exists():
         crops.mkdir()
         for number in range(CROPS):
-            data = tiny.person(6, number % 40, number % 3, number)
+            data = tiny.picture_of(6, number % 40, number % 3, number)
             (crops / f"{number:05d}.jpg").write_bytes(data)
     return Job(
         "ingest",
