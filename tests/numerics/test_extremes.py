@@ -40,7 +40,7 @@ def _finite(loss: Tensor, *inputs: Tensor) -> list[Tensor]:
     """The gradients, all finite as the loss is."""
     gradients = torch.autograd.grad(loss, inputs)
     assert loss.dtype == torch.float32
-    assert math.isfinite(float(loss))
+    assert torch.isfinite(loss)
     assert all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
     return list(gradients)
 
