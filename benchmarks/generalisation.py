@@ -44,8 +44,9 @@ from synth import cpu_model
 from dmx.config import differences, from_tree, overrides, recipe
 from dmx.cores import cores
 from dmx.demo import LABELLED_STYLE, RECIPE, UNLABELLED_STYLE, UNSEEN_STYLE, Demo
-from dmx.train.runlog import EPOCHS, STEPS, read_lines, write_whole
+from dmx.train.runlog import EPOCHS, STEPS, read_lines
 from dmx.train.worker import RESULT
+from dmx.writing import write_whole
 
 RESULTS = Path(__file__).parent / "results"
 TIMEOUT_S = 4 * 3600

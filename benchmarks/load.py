@@ -49,7 +49,7 @@ from dmx import __version__
 from dmx.config import from_tree
 from dmx.cores import cores
 from dmx.train.purity import cluster_report
-from dmx.train.runlog import write_whole
+from dmx.writing import write_whole
 
 RESULT = Path(__file__).parent / "results" / "load.json"
 HEIGHT, WIDTH = 32, 16

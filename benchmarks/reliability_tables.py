@@ -91,15 +91,21 @@ def reliability_soak(results: dict[str, Any]) -> str:
             )
         )  # fmt: skip
     limits, environment = results["limits"], results["environment"]
-    bounds = " and ".join(f"{most / MIB:g} MiB an epoch ({name})" for name, most in limits["bytes"].items())
+    most = {"held_bytes": limits["bytes"], **dict.fromkeys(("handles", "threads", "maps"), limits["things"])}
+    growing = [
+        run["launcher"]
+        for run in results["runs"]
+        if any(run["slopes"][name]["low"] > limit for name, limit in most.items())
+    ]
+    verdict = f"NOT kept with {' and '.join(growing)}" if growing else "kept"
     loads = " and ".join(f"{run['load']:.0f}" for run in results["runs"])
     lines += [
         "",
         f"`dmx train` with the demo's recipe on tiny data, read at the end of every epoch, after "
-        f"{results['warm_up']} epochs that warm up. It fails where memory surely grows by more than "
-        f"{bounds}, or handles, threads or mapped files by "
-        f"{limits['things']:g}. Load average {loads} at the start; {environment['cores']} cores of "
-        f"an {environment['cpu']}; {'no GPU' if environment['gpu'] is None else environment['gpu']}.",
+        f"{results['warm_up']} epochs that warm up. Promised: memory surely grows by no more than "
+        f"{limits['bytes'] / MIB:g} MiB an epoch, and handles, threads and mapped files by less than "
+        f"{limits['things']:g}; {verdict}. Load average {loads} at the start; {environment['cores']} cores "
+        f"of an {environment['cpu']}; {'no GPU' if environment['gpu'] is None else environment['gpu']}.",
     ]
     return "\n".join(lines)
 

@@ -36,8 +36,7 @@ from dmx.kernels.progress import listening
 from dmx.neighbours import Cameras, as_clustered, find_neighbours, label_settings
 from dmx.progress import progress_bar, say, silence
 from dmx.sections import ClusterConfig
-from dmx.train.runlog import write_whole
-from dmx.writing import whole_file, writing
+from dmx.writing import whole_file, write_whole, writing
 
 TASK = "dmx.clustering:cluster_worker"
 LABELS, RESULT, JOB = "labels.parquet", "clusters.json", "job.json"

@@ -13,7 +13,8 @@ from typing import Any
 
 from dmx.config import from_tree, recipe
 from dmx.errors import DmxError
-from dmx.train.runlog import EPOCHS, read_lines, write_whole
+from dmx.train.runlog import EPOCHS, read_lines
+from dmx.writing import write_whole
 
 RECIPE = "demo"
 LABELLED_STYLE, UNLABELLED_STYLE, UNSEEN_STYLE = "street", "campus", "mall"

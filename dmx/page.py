@@ -6,13 +6,9 @@ import base64
 import hashlib
 import html
 import importlib.resources
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TextIO
+from collections.abc import Sequence
 
 from dmx.names import printable
-from dmx.writing import whole_file
 
 PAGES = (".html", ".htm")
 
@@ -74,10 +70,3 @@ def framed(uris: Sequence[str | None], alt: str) -> str:
     """
     pictures = "".join(f'<img src="{uri}" alt="{text(alt)}">' for uri in uris if uri is not None)
     return f'<div class="frame">{pictures or "<span class=none>no picture</span>"}</div>'
-
-
-@contextmanager
-def replaced(out: Path) -> Iterator[TextIO]:
-    """A text file that takes its name when it is whole."""
-    with whole_file(out) as temporary, temporary.open("w", encoding="utf-8") as file:
-        yield file

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from dmx.cores import cores
 from dmx.errors import DmxError
+from dmx.guard import guarded
 from dmx.scratch import Process, await_ends, descendants, scratch_folder
 from dmx.stopping import keeping_handlers
 
@@ -75,6 +76,8 @@ def ray_cluster(cpus: int | None = None, object_store_bytes: int | None = None) 
             stack.callback(lambda: [os.environ.pop(name, None) for name in token])
         # The names of its sockets are short.
         scratch = stack.enter_context(scratch_folder("dmx-ray-", Path("/tmp")))
+        if not joins_cluster():
+            stack.enter_context(guarded(scratch))
         stack.callback(_shut_down, descendants(os.getpid()))
         if joins_cluster():
             _join(os.environ["RAY_ADDRESS"])

@@ -145,21 +145,20 @@ def listening(name: Callable[[], str]) -> Iterator[None]:
     os.set_blocking(writer, False)
     # The pipe tells of signals that Python's handlers cannot see yet, or that a library has taken from them.
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    before = {signum: signal.signal(signum, _on_signal) for signum in SIGNALS}
     threading.Thread(target=_watch, args=(reader, done, name), name="stopping", daemon=True).start()
     try:
-        yield
+        with keeping_handlers():
+            _handle(_on_signal)
+            yield
     finally:
         done.set()
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
         signal.set_wakeup_fd(wakeup)
         os.close(writer)  # which ends the thread
 
 
 @contextmanager
 def keeping_handlers() -> Iterator[None]:
-    """Put the handlers of signals back that a library replaces within."""
+    """Put the handlers of signals back that are replaced within, by a library for one."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -169,6 +168,11 @@ def keeping_handlers() -> Iterator[None]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def _handle(handler: Callable[[int, FrameType | None], None]) -> None:
+    for signum in SIGNALS:
+        signal.signal(signum, handler)
 
 
 def _on_signal(signum: int, _: FrameType | None) -> None:
@@ -207,22 +211,16 @@ def heeding(word: Path) -> Iterator[None]:
         word: a file that is there; the number of the signal stands in it once there was one.
     """
     done = threading.Event()
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-
-        def pass_on(signum: int, _: FrameType | None) -> None:
-            leave_word(word, signum)
-
-        before = {signum: signal.signal(signum, pass_on) for signum in SIGNALS}
     global _state
     _state = _State()
     threading.Thread(target=_heed, args=(word, done), name="stopping", daemon=True).start()
     try:
-        yield
+        with keeping_handlers():
+            if threading.current_thread() is threading.main_thread():
+                _handle(lambda signum, _: leave_word(word, signum))
+            yield
     finally:
         done.set()
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 def _heed(word: Path, done: threading.Event) -> None:

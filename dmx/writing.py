@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from dmx.errors import DmxError
 
@@ -78,3 +79,16 @@ def whole_file(out: Path, what: str = "it whole") -> Iterator[Path]:
             temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replaced(out: Path) -> Iterator[TextIO]:
+    """A text file that takes its name when it is whole."""
+    with whole_file(out) as temporary, temporary.open("w", encoding="utf-8") as file:
+        yield file
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file so that a reader finds the old text or the new one, whole."""
+    with replaced(file) as whole:
+        whole.write(text)

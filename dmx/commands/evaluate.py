@@ -235,7 +235,7 @@ def _write_json(
     import dataclasses
     import json
 
-    from dmx.page import replaced
+    from dmx.writing import replaced
 
     rerank = {"k1": args.k1, "k2": args.k2, "lambda": args.lambda_} if args.rerank else None
     content = {

@@ -126,14 +126,10 @@ def _train(args: argparse.Namespace) -> int:
         _require_same(config, with_absolute_paths(saved), folder)
 
     from dmx import stopping
-    from dmx.launching import check_launch, launch
-    from dmx.train.branch import begin_branch, branch_point, check_branch
-    from dmx.train.data import TrainingData, shares_batches
-    from dmx.train.provenance import check_data, record_start
+    from dmx.launching import launch
+    from dmx.train.data import shares_batches
     from dmx.train.recovery import DESCRIPTION, recover
-    from dmx.train.resume import check_changes, first_step, goes_further, standing, starting_point
-    from dmx.train.runlog import describe_run
-    from dmx.train.trackers import check_trackers
+    from dmx.train.resume import goes_further, standing
     from dmx.train.worker import RESULT
 
     recover(folder, DESCRIPTION)
@@ -144,27 +140,7 @@ def _train(args: argparse.Namespace) -> int:
             "another --run to train again"
         )
     else:
-        # Nothing is written, and no worker starts, before all that can be known to be wrong is known.
-        check_launch(args.launcher, args.workers)
-        trunk = None
-        if args.branch and not (folder / CONFIG).exists():  # otherwise it has begun, and goes on
-            trunk = branch_point(args.branch, args.after)
-            check_branch(trunk, config)
-        else:
-            check_changes(folder, config)
-            if told := starting_point(folder, config):
-                print(told, flush=True)
-        check_trackers(config.log)
-        data = TrainingData.open(config, args.workers).describe()
-        if not args.allow_changed_data:
-            check_data(folder if trunk is None else args.branch, data)
-        result.unlink(missing_ok=True)
-        if trunk is not None:
-            begin_branch(folder, trunk, config)
-        changed = _changed(folder, config)
-        describe_run(folder, config)
-        if differs := record_start(folder, data, changed, first_step(folder)):
-            print(f"the run goes on under other code or versions: {differs}", file=sys.stderr, flush=True)
+        _begin(args, folder, config)
         stopping.say_at_the_end(lambda: standing(folder, config))
         launch(
             TASK,
@@ -179,6 +155,42 @@ def _train(args: argparse.Namespace) -> int:
     print("to test it elsewhere:")
     print(f"dmx evaluate {folder} DATASET")
     return 0
+
+
+def _begin(args: argparse.Namespace, folder: Path, config: Config) -> None:
+    """Describe the run in its folder, or how it goes on.
+
+    Nothing is written, and no worker starts, before all that can be known to be wrong is known.
+    """
+    from dmx.launching import check_launch
+    from dmx.train.branch import begin_branch, branch_point, check_branch
+    from dmx.train.data import TrainingData
+    from dmx.train.provenance import check_data, record_start
+    from dmx.train.resume import check_changes, first_step, starting_point
+    from dmx.train.runlog import describe_run
+    from dmx.train.trackers import check_trackers
+    from dmx.train.worker import RESULT
+
+    check_launch(args.launcher, args.workers)
+    trunk = None
+    if args.branch and not (folder / CONFIG).exists():  # otherwise it has begun, and goes on
+        trunk = branch_point(args.branch, args.after)
+        check_branch(trunk, config)
+    else:
+        check_changes(folder, config)
+        if told := starting_point(folder, config):
+            print(told, flush=True)
+    check_trackers(config.log)
+    data = TrainingData.open(config, args.workers).describe()
+    if not args.allow_changed_data:
+        check_data(folder if trunk is None else args.branch, data)
+    (folder / RESULT).unlink(missing_ok=True)
+    if trunk is not None:
+        begin_branch(folder, trunk, config)
+    changed = _changed(folder, config)
+    describe_run(folder, config)
+    if differs := record_start(folder, data, changed, first_step(folder)):
+        print(f"the run goes on under other code or versions: {differs}", file=sys.stderr, flush=True)
 
 
 def _changed(folder: Path, config: Config) -> dict[str, Any]:

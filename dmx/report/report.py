@@ -14,7 +14,7 @@ from dmx.data.shards import Split
 from dmx.embedding import embed
 from dmx.errors import DmxError
 from dmx.model import EmbeddingModel
-from dmx.page import CLOSING, opening, replaced, resource, text
+from dmx.page import CLOSING, opening, resource, text
 from dmx.report.curves import curves, epoch_table, missing, timings
 from dmx.report.pictures import Faces, ReportPictures
 from dmx.report.rankings import Maps, distances, rankings
@@ -24,6 +24,7 @@ from dmx.report.settings import settings
 from dmx.report.sheets import cluster_sheets
 from dmx.train.checkpoint import load_model
 from dmx.train.data import names_of_tests
+from dmx.writing import replaced
 
 SECTIONS = {
     "curves": "Curves",

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from dmx.errors import DmxError
-from dmx.page import PAGES, replaced
+from dmx.page import PAGES
 from dmx.search.index import Index
 from dmx.search.page import write_page
 from dmx.search.pictures import Pictures
 from dmx.search.queries import Queries
 from dmx.search.ranking import Answer, table, to_tree, told
+from dmx.writing import replaced
 
 FORMAT = 1
 SUFFIXES = (".json", *PAGES)

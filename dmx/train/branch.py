@@ -20,7 +20,8 @@ from dmx.train.checkpoint import FOLDER, LATEST, point, read_state
 from dmx.train.clusters import copy_clusters
 from dmx.train.recovery import DESCRIPTION
 from dmx.train.resume import CHANGEABLE, require_changeable, require_epochs_left
-from dmx.train.runlog import EPOCHS, NOT_FINITE, STEPS, write_whole
+from dmx.train.runlog import EPOCHS, NOT_FINITE, STEPS
+from dmx.writing import write_whole
 
 ORIGIN = "origin.json"
 # No epoch has begun where a branch leaves its trunk, so what makes batches may change, and so may the target.

@@ -18,8 +18,8 @@ from typing import Any
 
 import dmx
 from dmx.errors import DmxError
-from dmx.train.runlog import read_lines, versions, write_whole
-from dmx.writing import whole_file
+from dmx.train.runlog import read_lines, versions
+from dmx.writing import whole_file, write_whole
 
 STARTS = "starts.jsonl"
 CODE = "code"

@@ -21,7 +21,7 @@ from dmx.config import Config, to_tree
 from dmx.errors import DmxError
 from dmx.train.following import CLOSE_S, Follower
 from dmx.train.trackers import Point, Tracker
-from dmx.writing import whole_file, writing
+from dmx.writing import write_whole, writing
 
 STEPS = "metrics.jsonl"
 EPOCHS = "epochs.jsonl"
@@ -128,12 +128,6 @@ def _truncate(file: Path, keeps: Callable[[dict[str, Any]], bool]) -> None:
         if keeps(values):
             kept.append(line + "\n")
     write_whole(file, "".join(kept))
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write a file so that a reader finds the old text or the new one, whole."""
-    with whole_file(file) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:

@@ -147,6 +147,7 @@ class WandB:
         self._folder, self._config = run, config
 
     def open(self) -> None:
+        """Begin the run there, or go on with it."""
         import wandb
 
         settings = wandb.Settings(
@@ -198,6 +199,7 @@ class MLflow:
         self._folder, self._config = run, config
 
     def open(self) -> None:
+        """Begin the run there, or go on with it."""
         from mlflow import MlflowClient
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table that it makes
@@ -232,6 +234,7 @@ class MLflow:
         self._client.log_batch(self._number, params=new, tags=changed)
 
     def send(self, points: Sequence[Point]) -> None:
+        """Add values; MLflow takes a thousand at a time."""
         from mlflow.entities import Metric
 
         metrics = [

@@ -22,9 +22,10 @@ from dmx.train.checkpoint import read_checkpoint
 from dmx.train.determinism import determinism
 from dmx.train.engines import forget_process_group
 from dmx.train.recovery import recover
-from dmx.train.runlog import CONFIG, write_whole
+from dmx.train.runlog import CONFIG
 from dmx.train.trainer import Trainer, build_trainer
 from dmx.waiting import waiting
+from dmx.writing import write_whole
 
 RESULT = "result.json"
 

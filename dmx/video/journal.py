@@ -15,8 +15,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from dmx.train.runlog import write_whole
 from dmx.video.detector import Found
+from dmx.writing import write_whole
 
 NAME = ".detections.jsonl.tmp"
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from dmx.errors import DmxError
+from dmx.guard import users_of
 from dmx.ray_cluster import await_hosts, joins_cluster
 
 # A head that goes away: something that listens, and then does not.
@@ -61,3 +63,28 @@ def test_nobody_starts_a_cluster_behind_its_end(tmp_path: Path) -> None:
     said = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=120)
     assert said.stdout == "refused\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_left_of_a_cluster_whose_command_is_killed() -> None:
+    """By itself Ray has agents that look for their cluster for a minute."""
+    code = (
+        "import time\n"
+        "from dmx.ray_cluster import ray_cluster\n"
+        "with ray_cluster(1):\n"
+        "    import ray\n"
+        "    print(ray._private.worker._global_node.get_temp_dir_path(), flush=True)\n"
+        "    time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as command:
+        assert command.stdout is not None
+        folder = command.stdout.readline().strip()
+        assert Path(folder).name.startswith("dmx-ray-")
+        deadline = time.monotonic() + 30
+        while len(users_of(folder)) < 6:  # head, raylet, agents, monitor, the command
+            assert time.monotonic() < deadline, users_of(folder)
+            time.sleep(0.1)
+        command.kill()
+    deadline = time.monotonic() + 20
+    while users_of(folder) or Path(folder).exists():
+        assert time.monotonic() < deadline, users_of(folder)
+        time.sleep(0.1)

@@ -98,7 +98,7 @@ def test_growth_is_told_from_noise_and_from_the_warm_up(
     scripts: Any, growth: dict[str, float], told: list[str]
 ) -> None:
     soak = scripts("soak")
-    found = soak.growing(soak.slopes(readings(**growth), 10), "inline")
+    found = soak.growing(soak.slopes(readings(**growth), 10))
     assert len(found) == len(told)
     assert all(line.startswith(start) for line, start in zip(found, told, strict=True)), found
 
@@ -107,8 +107,8 @@ def test_a_process_that_ends_hides_no_growth(scripts: Any) -> None:
     soak, rows = scripts("soak"), readings(held_bytes=2 * MIB)
     for row in rows[40:]:
         row |= {"processes": 18, "held_bytes": row["held_bytes"] - 85 * MIB}
-    assert soak.growing(soak.slopes(rows, 10), "ray")[0].startswith("held_bytes grows by")
-    assert not soak.growing(soak.slopes(readings(held_bytes=MIB / 2), 10), "ray")
+    assert soak.growing(soak.slopes(rows, 10))[0].startswith("held_bytes grows by")
+    assert not soak.growing(soak.slopes(readings(held_bytes=MIB / 8), 10))
 
 
 def test_pictures_of_one_identity_are_alike(scripts: Any) -> None:
@@ -166,18 +166,20 @@ def test_the_table_of_the_soak(scripts: Any) -> None:
     rows = [
         row | {"held_bytes": (400 + row["epoch"]) * MIB, "shared_bytes": MIB} for row in readings(handles=1)
     ]
-    run = {"launcher": "inline", "load": 2.6, "rows": rows, "slopes": soak.slopes(rows, 10)}
-    text = reliability_tables.reliability_soak(
-        {
-            "runs": [run], "warm_up": 10, "limits": {"bytes": {"inline": MIB / 4}, "things": 0.1},
-            "environment": {"cores": 2, "cpu": "Z80", "gpu": None},
-        }
-    )  # fmt: skip
+    result = {
+        "runs": [{"launcher": "inline", "load": 2.6, "rows": rows, "slopes": soak.slopes(rows, 10)}],
+        "warm_up": 10, "limits": {"bytes": MIB / 4, "things": 0.1},
+        "environment": {"cores": 2, "cpu": "Z80", "gpu": None},
+    }  # fmt: skip
+    text = reliability_tables.reliability_soak(result)
     assert (
         "| inline | 50 | 411.0 | 450.0 | +1.000 (+1.000 to +1.000) | 31 to 70 | 20 to 20 | 1.0 to 1.0 |"
         in text
     )
-    assert "more than 0.25 MiB an epoch (inline), or handles" in text
+    assert "no more than 0.25 MiB an epoch, and handles" in text
+    assert "less than 0.1; NOT kept with inline." in text
+    result["runs"][0]["slopes"] = soak.slopes(readings(held_bytes=MIB / 8), 10)
+    assert "less than 0.1; kept." in reliability_tables.reliability_soak(result)
     assert "Load average 3 at the start; 2 cores of an Z80; no GPU." in text
 
 

@@ -1,0 +1,64 @@
+"""Ends what a killed command would leave: its scratch folder, and the processes that still write to it.
+
+    python -m dmx.guard FOLDER     waits for the end of its input, which its command holds open
+
+Ray's agents need a minute to notice that their cluster is gone, and no code of a command that was killed can
+end them. This process can: it has a session of its own, so that what kills a whole group leaves it alone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+POLL_S = 0.1
+
+
+@contextmanager
+def guarded(folder: Path) -> Iterator[None]:
+    """See to it that nothing is left of a folder, and of who writes to it, when this process ends.
+
+    Args:
+        folder: a scratch folder of this process and those that it starts, and of nobody else.
+    """
+    command = [sys.executable, "-m", "dmx.guard", str(folder)]
+    # Leaving it closes its input, and waits.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):
+        yield
+
+
+def users_of(folder: str) -> set[int]:
+    """The processes that have a file in a folder open, also one that is deleted; as far as one may see."""
+    inside = folder.rstrip("/") + "/"
+    found = set()
+    for handle in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if os.readlink(handle).startswith(inside):
+                found.add(int(handle.parts[2]))
+    return found
+
+
+def main() -> None:
+    """Wait for the command's end, then end the others."""
+    (folder,) = sys.argv[1:]
+    command = os.getppid()
+    sys.stdin.buffer.read()
+    # A command that ends by itself is still there, with its log of Ray's open.
+    alive = {command} if os.getppid() == command else set()
+    while users := users_of(folder) - alive:
+        for pid in users:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(POLL_S)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
