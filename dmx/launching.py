@@ -6,7 +6,7 @@ the environment tells. A task finds its last checkpoint by itself, so a worker t
 where its work stands, and nothing has to be reported or restored through the launcher. A launcher that is
 told to stop passes it on by a file, and workers that are told leave word there; none of them starts again.
 
-One worker of several, as torchrun and srun start it:  python -m dmx.launching TASK ARGUMENTS FAILURE
+One worker of several, as torchrun and srun start it:  python -m dmx.launching TASK ARGUMENTS FAILURE STOP
 """
 
 from __future__ import annotations
