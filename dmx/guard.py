@@ -18,20 +18,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dmx import stopping
+
 POLL_S = 0.1
+# Of a process that was told to stop: their inputs stay open until it ends.
+_left_to: list[subprocess.Popen[bytes]] = []
 
 
 @contextmanager
 def guarded(folder: Path) -> Iterator[None]:
-    """See to it that nothing is left of a folder, and of who writes to it, when this process ends.
+    """See to it that nothing is left of a folder and of who writes to it, behind it or behind this process.
+
+    A process that was told to stop leaves it to its end, which is near.
 
     Args:
         folder: a scratch folder of this process and those that it starts, and of nobody else.
     """
     command = [sys.executable, "-m", "dmx.guard", str(folder)]
-    # Leaving it closes its input, and waits.
-    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):
+    guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    try:
         yield
+    finally:
+        if stopping.wished() is None:
+            guard.communicate()  # closes its input, and waits
+        else:
+            _left_to.append(guard)
 
 
 def users_of(folder: str) -> set[int]:

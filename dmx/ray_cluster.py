@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from dmx import stopping
 from dmx.cores import cores
 from dmx.errors import DmxError
 from dmx.guard import guarded
 from dmx.scratch import Process, await_ends, descendants, scratch_folder
-from dmx.stopping import keeping_handlers
 
 RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -32,6 +32,8 @@ RAY_SETTINGS = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     # Every pass over a split would leave a megabyte of metrics in Ray's processes, which nobody reads.
     "RAY_enable_metrics_collection": "0",
+    # Nor does anybody read what became of every task, of which the head keeps the last hundred thousand.
+    "RAY_task_events_report_interval_ms": "0",
     # A host that is about to go takes its workers with it at once: they start again elsewhere.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
@@ -75,7 +77,7 @@ def ray_cluster(cpus: int | None = None, object_store_bytes: int | None = None) 
         if token:
             stack.callback(lambda: [os.environ.pop(name, None) for name in token])
         # The names of its sockets are short.
-        scratch = stack.enter_context(scratch_folder("dmx-ray-", Path("/tmp")))
+        scratch = stack.enter_context(scratch_folder("dmx-ray-", Path("/tmp"), is_left=_is_left))
         if not joins_cluster():
             stack.enter_context(guarded(scratch))
         stack.callback(_shut_down, descendants(os.getpid()))
@@ -83,7 +85,7 @@ def ray_cluster(cpus: int | None = None, object_store_bytes: int | None = None) 
             _join(os.environ["RAY_ADDRESS"])
             stack.enter_context(_watching(ray.get_runtime_context().gcs_address))
         else:
-            with keeping_handlers():  # Ray puts in one that ends the process
+            with stopping.alone_with_signals():  # Ray would put in a handler that ends the process
                 ray.init(
                     address="local",
                     num_cpus=cpus or cores(),
@@ -100,14 +102,24 @@ def ray_cluster(cpus: int | None = None, object_store_bytes: int | None = None) 
 def _shut_down(others: set[Process]) -> None:
     """Leave Ray, and wait for the processes that it started here, which would go on writing files.
 
+    Not where this process was told to stop: threads may still ask Ray for something, which would end the
+    process with another status. Its end is near, and ends Ray as well.
+
     Args:
         others: processes that were there before it.
     """
     import ray
 
+    if _is_left():
+        return
     own = descendants(os.getpid()) - others
     ray.shutdown()
     await_ends(own)
+
+
+def _is_left() -> bool:
+    """Whether Ray is left to the end of this process, and to its guard."""
+    return stopping.wished() is not None
 
 
 @functools.cache
@@ -212,7 +224,7 @@ def _join(address: str) -> None:
     import ray
 
     try:
-        with keeping_handlers():
+        with stopping.alone_with_signals():
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise DmxError(

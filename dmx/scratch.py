@@ -12,7 +12,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,12 +22,15 @@ Process = tuple[int, int]  # its number, and when it started: numbers come again
 
 
 @contextmanager
-def scratch_folder(prefix: str, parent: Path) -> Iterator[Path]:
+def scratch_folder(
+    prefix: str, parent: Path, *, is_left: Callable[[], bool] = lambda: False
+) -> Iterator[Path]:
     """A new folder within it; gone afterwards.
 
     Args:
         prefix: of the names of such folders, and of nothing else in `parent`.
         parent: where they lie.
+        is_left: asked afterwards whether it is left to somebody else to remove.
     """
     remove_left(prefix, parent)
     # Nobody takes it for one that was left before it is locked: until then it has another name.
@@ -41,7 +44,8 @@ def scratch_folder(prefix: str, parent: Path) -> Iterator[Path]:
         try:
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            if not is_left():
+                shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(lock)
     # Processes of one that was killed may have gone on writing for a moment when this one started.

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # From the signal to the end of the process, seconds. Kubernetes gives 30, SLURM what its GraceTime says.
@@ -157,8 +157,33 @@ def listening(name: Callable[[], str]) -> Iterator[None]:
 
 
 @contextmanager
+def alone_with_signals() -> Iterator[None]:
+    """Let no library replace the handlers of signals within, and interrupt nothing: it is soon through.
+
+    Raises:
+        Stopped: a signal came.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    module: Any = signal
+    put = module.signal
+
+    def put_other(signum: int, handler: Any) -> Any:
+        return signal.getsignal(signum) if signum in SIGNALS else put(signum, handler)
+
+    # Code that is not Python's may replace them all the same: then they are put back.
+    with keeping_handlers(), deferred():
+        module.signal = put_other
+        try:
+            yield
+        finally:
+            module.signal = put
+
+
+@contextmanager
 def keeping_handlers() -> Iterator[None]:
-    """Put the handlers of signals back that are replaced within, by a library for one."""
+    """Put the handlers of signals back that are replaced within."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -88,3 +88,32 @@ def test_nothing_is_left_of_a_cluster_whose_command_is_killed() -> None:
     while users_of(folder) or Path(folder).exists():
         assert time.monotonic() < deadline, users_of(folder)
         time.sleep(0.1)
+
+
+def test_a_command_that_is_stopped_ends_in_order_though_threads_use_ray() -> None:
+    """Who asks Ray for something that was shut down is ended by it, with a status of its own."""
+    code = (
+        "import os, signal, threading, time\n"
+        "from dmx import stopping\n"
+        "from dmx.ray_cluster import ray_cluster\n"
+        "def use():\n"
+        "    while True: ray.get(ray.put(1))\n"
+        "try:\n"
+        "    with stopping.listening(lambda: 'test'), ray_cluster(1):\n"
+        "        import ray\n"
+        "        print(ray._private.worker._global_node.get_temp_dir_path(), flush=True)\n"
+        "        for _ in range(3): threading.Thread(target=use, daemon=True).start()\n"
+        "        time.sleep(0.5)\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        time.sleep(60)\n"
+        "except stopping.Stopped:\n"
+        "    time.sleep(0.5)\n"
+        "    stopping.end(stopping.status())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.stderr, done.returncode) == ("", 143)
+    folder = done.stdout.strip()
+    deadline = time.monotonic() + 20
+    while users_of(folder) or Path(folder).exists():
+        assert time.monotonic() < deadline, users_of(folder)
+        time.sleep(0.1)

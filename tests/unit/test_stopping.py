@@ -134,6 +134,23 @@ def test_handlers_are_put_back() -> None:
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
+def test_a_library_that_wants_signals_for_itself_gets_none_and_is_not_interrupted() -> None:
+    """As ray.init does, whose handler ends the process wherever it is, in a lock of logging for one."""
+    process = start(
+        "with stopping.alone_with_signals():\n"
+        "    signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))\n"
+        "    print('up', flush=True)\n"
+        "    while stopping.wished() is None: time.sleep(0.01)\n"
+        "    print('through', flush=True)\n"
+        "print('never')"
+    )
+    process.send_signal(signal.SIGTERM)
+    said, complaints = process.communicate(timeout=30)
+    assert said == f"through\nstopped by SIGTERM{AGAIN}\n"
+    assert not complaints
+    assert process.returncode == 143
+
+
 WORKER = "with stopping.heeding(Path(sys.argv[1])):\n    {inside}"
 STEPS = WORKER.format(
     inside="with stopping.deferred():\n"
