@@ -97,17 +97,13 @@ SWITCHES: dict[str, tuple[str, list[str]]] = {
     "every cluster": (METHOD, ["cluster.eps_gap=0"]),
     "true labels, domains together": (BOUND, ["batch.norm_by_domain=false"]),
     "synthetic only, identities weigh 1": (WITHOUT, ["loss.identity_weight_stage_one=1"]),
+    "identities weigh 1 throughout": (METHOD, ["loss.identity_weight_stage_one=1"]),
     "identities weigh 10 throughout": (METHOD, ["loss.identity_weight_stage_two=10"]),
     "IBN-a": (METHOD, ["model.backbone={backbone}_ibn_a"]),
     "discriminator in every 3rd step": (METHOD, ["schedule.discriminator_every=3"]),
     "balance loss times three": (METHOD, ["loss.balance_weight=3"]),
     "balance loss times 0.3": (METHOD, ["loss.balance_weight=0.3"]),
     "a quarter of the batch labelled": (METHOD, ["batch.source_share=0.25"]),
-    "closer neighbours, every cluster": (METHOD, ["cluster.k1=12", "cluster.eps_gap=0"]),
-    "all three": (
-        METHOD,
-        ["loss.balance_weight=0.3", "batch.source_share=0.25", "cluster.k1=12", "cluster.eps_gap=0"],
-    ),
     "radius of the paper": (METHOD, ["cluster.k1=30", "cluster.eps=0.6"]),
 }
 

@@ -26,7 +26,7 @@ from synth import cpu_model
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 RESULTS = Path(__file__).parent / "results" / "listing.json"
-COUNTS = (10_000, 100_000, 1_000_000)
+COUNTS = (10_000, 100_000, 1_000_000, 10_000_000)
 # A file of ext4 has at most 65,000 names.
 LINKS = 50_000
 PRIME = 15_485_863  # multiples of a number modulo it are in no order

@@ -12,6 +12,7 @@ import os
 import platform
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -161,9 +162,12 @@ def die_with_parent() -> None:
 
 
 def disk_bytes(folder: Path) -> int:
-    """What the files of a folder take, in whole blocks."""
-    with os.scandir(folder) as entries:
-        return sum(
-            disk_bytes(Path(entry.path)) if entry.is_dir() else entry.stat().st_blocks * BLOCK_BYTES
-            for entry in entries
-        )
+    """What the files of a folder take, in whole blocks; of those that are gone meanwhile, nothing."""
+    total = 0
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                total += (
+                    disk_bytes(Path(entry.path)) if entry.is_dir() else entry.stat().st_blocks * BLOCK_BYTES
+                )
+    return total

@@ -310,6 +310,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "faults": faults,
     "generalisation": generalisation,
     "generalisation_cameras": generalisation_cameras,
+    "generalisation_ibn": generalisation_roles,
     "generalisation_roles": generalisation_roles,
     "generalisation_switches": generalisation_switches,
     "fuzz": fuzz,

@@ -119,11 +119,11 @@ def test_ray_keeps_nothing_of_every_pass(tiny_settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_fifty_epochs_do_not_grow(soak: Any, tmp_path: Path) -> None:
+def test_hundreds_of_epochs_do_not_grow(soak: Any, tmp_path: Path) -> None:
     """The whole benchmark, under both launchers: it fails by itself where something grows."""
     out = tmp_path / "soak.json"
     command = [sys.executable, str(FOLDER / "soak.py"), "--out", str(out), "--work", str(tmp_path)]
     subprocess.run(command, check=True)
     result = json.loads(out.read_text(encoding="utf-8"))
     assert [run["launcher"] for run in result["runs"]] == ["inline", "ray"]
-    assert all(len(run["rows"]) >= 49 for run in result["runs"])
+    assert all(len(run["rows"]) >= 299 for run in result["runs"])

@@ -41,6 +41,16 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         sys.modules.pop(name, None)
 
 
+def test_the_size_of_a_folder_that_is_written_to(scripts: Any, tmp_path: Path) -> None:
+    """A checkpoint loses its temporary name between being seen and being counted."""
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").write_bytes(bytes(10_000))
+    (tmp_path / "lost").symlink_to("nowhere")  # as one that is gone when it is asked
+    processes = scripts("processes")
+    assert processes.disk_bytes(tmp_path) == (tmp_path / "kept" / "file").stat().st_blocks * 512 > 0
+    assert processes.disk_bytes(tmp_path / "gone") == 0
+
+
 def test_what_children_of_children_hold_is_found(scripts: Any) -> None:
     processes = scripts("processes")
     code = [sys.executable, "-c", STARTS]
