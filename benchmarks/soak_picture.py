@@ -32,7 +32,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
             epochs = [row["epoch"] for row in run["rows"]]
             axes.plot(epochs, [row[name] / unit for row in run["rows"]], line, color=colour, label=label)
         axes.set(title=title, xlabel="epoch", xlim=(0.5, None), ylim=(0, None))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
         axes.spines[["top", "right"]].set_visible(False)
     places[0].legend(frameon=False, loc="center right")
     path.parent.mkdir(parents=True, exist_ok=True)
