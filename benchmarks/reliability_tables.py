@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from cells import head, line
+from scipy.stats import theilslopes
 
 GB, MIB = 1e9, 2**20
 NOT_PROMISED = "pictures"  # made by the benchmark, not by a command
@@ -71,10 +73,18 @@ def _told_of_load(results: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     )
 
 
+def _halves(rows: list[dict[str, Any]], warm_up: int) -> Iterator[float]:
+    """Growth of the memory that is held, MiB an epoch, in either half of the epochs after the warm-up."""
+    late = [row for row in rows if row["epoch"] > warm_up]
+    for half in (late[: len(late) // 2], late[len(late) // 2 :]):
+        yield theilslopes([row["held_bytes"] / MIB for row in half], [row["epoch"] for row in half]).slope
+
+
 def reliability_soak(results: dict[str, Any]) -> str:
     """Memory and handles after the warm-up and at the end, and how they grow."""
     lines = head(
         "started by", "epochs", "held after the warm-up, MiB", "at the end, MiB", "MiB an epoch (95 %)",
+        "of each half",
         "open files", "threads", "shared memory, MiB",
     )  # fmt: skip
     for run in results["runs"]:
@@ -86,6 +96,7 @@ def reliability_soak(results: dict[str, Any]) -> str:
             line(
                 run["launcher"], last["epoch"], f"{first['held_bytes'] / MIB:.1f}",
                 f"{last['held_bytes'] / MIB:.1f}", f"{middle:+.3f} ({low:+.3f} to {high:+.3f})",
+                " and ".join(f"{growth:+.2f}" for growth in _halves(rows, results["warm_up"])),
                 *(f"{first[name]:,} to {last[name]:,}" for name in ("handles", "threads")),
                 f"{first['shared_bytes'] / MIB:.1f} to {last['shared_bytes'] / MIB:.1f}",
             )
@@ -102,7 +113,7 @@ def reliability_soak(results: dict[str, Any]) -> str:
     lines += [
         "",
         f"`dmx train` with the demo's recipe on tiny data, read at the end of every epoch, after "
-        f"{results['warm_up']} epochs that warm up. Promised: memory surely grows by no more than "
+        f"{results['warm_up']} epochs that warm up. Promised: memory grows by no more than "
         f"{limits['bytes'] / MIB:g} MiB an epoch, and handles, threads and mapped files by less than "
         f"{limits['things']:g}; {verdict}. Load average {loads} at the start; {environment['cores']} cores "
         f"of an {environment['cpu']}; {'no GPU' if environment['gpu'] is None else environment['gpu']}.",

@@ -7,9 +7,9 @@ Rendered people are ingested, and `dmx train` is run on them with the demo's rec
 its own: every epoch embeds, clusters, trains, tests on people of another style, and writes a checkpoint. When
 the line of an epoch is in epochs.jsonl, memory, open files, threads and shared memory of the command and all
 that it started are read. The first 100 epochs warm up: they have all stages of the method, what is allocated
-or compiled once, and what the allocator spreads over an arena for each thread (half as much with
-MALLOC_ARENA_MAX=2). Over the others a line is fitted: the median of the slopes of all pairs of epochs, with
-its 95 % interval (Theil, "A rank-invariant method", 1950; Sen, JASA 1968).
+or compiled once, and what the allocator spreads over an arena for each thread. Over the others a line is
+fitted: the median of the slopes of all pairs of epochs, with its 95 % interval (Theil, "A rank-invariant
+method", 1950; Sen, JASA 1968).
 
 Fails where something grows: memory with the low end of the interval above 0.25 MiB an epoch, or anything
 else by as much as one in ten epochs. Writes benchmarks/results/soak.json, where the run of
@@ -58,7 +58,7 @@ TIMEOUT_S = 3600.0
 # What counts as growing, an epoch.
 MOST_BYTES, MOST_THINGS = 2**18, 0.1
 MEMORY, THINGS = ("held_bytes",), ("handles", "threads", "maps", "processes")
-# Written down before the first measurement.
+# Written down before each was measured.
 PREDICTION = {
     "growth": {"held_mib_an_epoch": 0.05, "handles": 0.0, "threads": 0.0, "maps": 0.0},
     "reason": "nothing is kept from epoch to epoch but the list of results, a kilobyte each; threads of the "

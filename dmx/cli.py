@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def named() -> str:
         return name
 
-    with stopping.listening(named):
+    with stopping.listening(named, ends=argv is None):
         try:
             args, unknown = build_parser().parse_known_args(argv)
             name = f"dmx {args.command}"

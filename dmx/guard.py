@@ -27,7 +27,7 @@ _left_to: list[subprocess.Popen[bytes]] = []
 
 @contextmanager
 def guarded(folder: Path) -> Iterator[None]:
-    """See to it that nothing is left of a folder and of who writes to it, behind it or behind this process.
+    """See to it that nothing is left of a folder and of who writes to it when the block or this process ends.
 
     A process that was told to stop leaves it to its end, which is near.
 
@@ -35,14 +35,18 @@ def guarded(folder: Path) -> Iterator[None]:
         folder: a scratch folder of this process and those that it starts, and of nobody else.
     """
     command = [sys.executable, "-m", "dmx.guard", str(folder)]
-    guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    # Who reads what this process says shall not wait for its guard.
+    guard = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
     try:
         yield
     finally:
-        if stopping.wished() is None:
-            guard.communicate()  # closes its input, and waits
-        else:
+        if stopping.is_ending():
             _left_to.append(guard)
+        else:
+            guard.communicate()  # closes its input, and waits
 
 
 def users_of(folder: str) -> set[int]:

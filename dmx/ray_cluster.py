@@ -67,21 +67,27 @@ def ray_cluster(cpus: int | None = None, object_store_bytes: int | None = None) 
     """
     for name, value in RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
-    token = {} if joins_cluster() else _own_token()
+    is_private = not joins_cluster()
+    token = _own_token() if is_private else {}
     os.environ |= token  # Ray looks when it is imported
     try:
         import ray
     except ImportError as error:
         raise DmxError("this wants Ray: install dmx[cpu] or dmx[gpu]") from error
+
+    def is_left() -> bool:
+        """To the guard."""
+        return is_private and stopping.is_ending()
+
     with ExitStack() as stack:
         if token:
             stack.callback(lambda: [os.environ.pop(name, None) for name in token])
         # The names of its sockets are short.
-        scratch = stack.enter_context(scratch_folder("dmx-ray-", Path("/tmp"), is_left=_is_left))
-        if not joins_cluster():
+        scratch = stack.enter_context(scratch_folder("dmx-ray-", Path("/tmp"), is_left=is_left))
+        if is_private:
             stack.enter_context(guarded(scratch))
         stack.callback(_shut_down, descendants(os.getpid()))
-        if joins_cluster():
+        if not is_private:
             _join(os.environ["RAY_ADDRESS"])
             stack.enter_context(_watching(ray.get_runtime_context().gcs_address))
         else:
@@ -103,23 +109,19 @@ def _shut_down(others: set[Process]) -> None:
     """Leave Ray, and wait for the processes that it started here, which would go on writing files.
 
     Not where this process was told to stop: threads may still ask Ray for something, which would end the
-    process with another status. Its end is near, and ends Ray as well.
+    process with another status. Its end is near, and ends a private Ray as well.
 
     Args:
         others: processes that were there before it.
     """
     import ray
 
-    if _is_left():
+    if stopping.is_ending():
         return
-    own = descendants(os.getpid()) - others
-    ray.shutdown()
-    await_ends(own)
-
-
-def _is_left() -> bool:
-    """Whether Ray is left to the end of this process, and to its guard."""
-    return stopping.wished() is not None
+    with stopping.deferred():
+        own = descendants(os.getpid()) - others
+        ray.shutdown()
+        await_ends(own)
 
 
 @functools.cache

@@ -48,6 +48,8 @@ def scratch_folder(
                 shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(lock)
+    if is_left():
+        return
     # Processes of one that was killed may have gone on writing for a moment when this one started.
     remove_left(prefix, parent)
 

@@ -47,6 +47,7 @@ class _State:
     handled: float | None = None
     is_deferred: bool = False
     is_agreed: bool = False
+    ends: bool = True
     tell: Callable[[int], None] | None = None
     words: Callable[[], str] | None = None
 
@@ -57,6 +58,11 @@ _state = _State()
 def wished() -> int | None:
     """The signal that told this process to stop; None while nobody has."""
     return _state.signum
+
+
+def is_ending() -> bool:
+    """Whether this process was told to stop and is about to end, not only its command."""
+    return _state.signum is not None and _state.ends
 
 
 def agree(stop: bool) -> None:
@@ -129,17 +135,18 @@ def end(status: int) -> NoReturn:
 
 
 @contextmanager
-def listening(name: Callable[[], str]) -> Iterator[None]:
+def listening(name: Callable[[], str], *, ends: bool = True) -> Iterator[None]:
     """Heed signals within, in the main thread of a command.
 
     Args:
         name: of the command, for its last words.
+        ends: whether the process ends when it is stopped.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     global _state
-    _state = _State()
+    _state = _State(ends=ends)
     done = threading.Event()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -154,11 +161,15 @@ def listening(name: Callable[[], str]) -> Iterator[None]:
         done.set()
         signal.set_wakeup_fd(wakeup)
         os.close(writer)  # which ends the thread
+        if not ends:
+            _state = _State()
 
 
 @contextmanager
 def alone_with_signals() -> Iterator[None]:
     """Let no library replace the handlers of signals within, and interrupt nothing: it is soon through.
+
+    Not within `deferred`, which it is itself.
 
     Raises:
         Stopped: a signal came.

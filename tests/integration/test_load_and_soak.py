@@ -31,13 +31,20 @@ from dmx.extraction.feed import RayFeed
 from dmx.ray_cluster import ray_cluster
 from processes import family, own_bytes
 
+def cmdline(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""  # it has just ended
+
 def watchers():
-    names = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in family(os.getpid())}
+    names = {pid: cmdline(pid) for pid in family(os.getpid())}
     watch = (b"ray::_StatsActor", b"ray::DashboardAgent", b"gcs_server")
     programs = {pid: name.split(bytes(1))[0] for pid, name in names.items()}
     return [own_bytes(pid) for kind in watch for pid, name in programs.items() if kind in name]
 
 with ray_cluster(cpus=2), world(120.0) as place:
+    # Of two images a batch: so many tasks that their records would be seen.
     feed = RayFeed(place, open_dataset(sys.argv[1]).split("train"), 32, 16, 2)
     for _ in range(30):
         for batch in feed.batches("test"):
