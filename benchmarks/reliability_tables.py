@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from cells import head, line
-from scipy.stats import theilslopes
 
 GB, MIB = 1e9, 2**20
 NOT_PROMISED = "pictures"  # made by the benchmark, not by a command
@@ -73,47 +71,37 @@ def _told_of_load(results: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     )
 
 
-def _halves(rows: list[dict[str, Any]], warm_up: int) -> Iterator[float]:
-    """Growth of the memory that is held, MiB an epoch, in either half of the epochs after the warm-up."""
-    late = [row for row in rows if row["epoch"] > warm_up]
-    for half in (late[: len(late) // 2], late[len(late) // 2 :]):
-        yield theilslopes([row["held_bytes"] / MIB for row in half], [row["epoch"] for row in half]).slope
-
-
 def reliability_soak(results: dict[str, Any]) -> str:
-    """Memory and handles after the warm-up and at the end, and how they grow."""
+    """Memory and handles at both ends of each span of epochs, and how they grow in it."""
     lines = head(
-        "started by", "epochs", "held after the warm-up, MiB", "at the end, MiB", "MiB an epoch (95 %)",
-        "of each half",
-        "open files", "threads", "shared memory, MiB",
+        "started by", "epochs", "held at first, MiB", "at the end, MiB", "MiB an epoch (95 %)",
+        "open files", "threads", "mapped files an epoch", "shared memory, MiB",
     )  # fmt: skip
-    for run in results["runs"]:
-        rows, slope = run["rows"], run["slopes"]["held_bytes"]
-        first = next(row for row in rows if row["epoch"] > results["warm_up"])
-        last = rows[-1]
-        low, middle, high = (slope[name] / MIB for name in ("low", "slope", "high"))
-        lines.append(
-            line(
-                run["launcher"], last["epoch"], f"{first['held_bytes'] / MIB:.1f}",
-                f"{last['held_bytes'] / MIB:.1f}", f"{middle:+.3f} ({low:+.3f} to {high:+.3f})",
-                " and ".join(f"{growth:+.2f}" for growth in _halves(rows, results["warm_up"])),
-                *(f"{first[name]:,} to {last[name]:,}" for name in ("handles", "threads")),
-                f"{first['shared_bytes'] / MIB:.1f} to {last['shared_bytes'] / MIB:.1f}",
-            )
-        )  # fmt: skip
     limits, environment = results["limits"], results["environment"]
     most = {"held_bytes": limits["bytes"], **dict.fromkeys(("handles", "threads", "maps"), limits["things"])}
-    growing = [
-        run["launcher"]
-        for run in results["runs"]
-        if any(run["slopes"][name]["low"] > limit for name, limit in most.items())
-    ]
-    verdict = f"NOT kept with {' and '.join(growing)}" if growing else "kept"
+    growing = []
+    for run in results["runs"]:
+        for span in run["spans"]:
+            slopes, within = span["slopes"], f"{span['first']} to {span['last']}"
+            rows = [row for row in run["rows"] if span["first"] <= row["epoch"] <= span["last"]]
+            low, middle, high = (slopes["held_bytes"][name] / MIB for name in ("low", "slope", "high"))
+            lines.append(
+                line(
+                    run["launcher"], within, *(f"{rows[end]['held_bytes'] / MIB:.1f}" for end in (0, -1)),
+                    f"{middle:+.3f} ({low:+.3f} to {high:+.3f})",
+                    *(f"{rows[0][name]:,} to {rows[-1][name]:,}" for name in ("handles", "threads")),
+                    f"{slopes['maps']['slope']:+.2f}",
+                    f"{rows[0]['shared_bytes'] / MIB:.1f} to {rows[-1]['shared_bytes'] / MIB:.1f}",
+                )
+            )  # fmt: skip
+            if any(slopes[name]["low"] > limit for name, limit in most.items()):
+                growing.append(f"{run['launcher']} over epochs {within}")
+    verdict = f"NOT kept by {' and by '.join(growing)}" if growing else "kept"
     loads = " and ".join(f"{run['load']:.0f}" for run in results["runs"])
     lines += [
         "",
         f"`dmx train` with the demo's recipe on tiny data, read at the end of every epoch, after "
-        f"{results['warm_up']} epochs that warm up. Promised: memory grows by no more than "
+        f"{results['warm_up']} epochs that warm up. Promised: memory surely grows by no more than "
         f"{limits['bytes'] / MIB:g} MiB an epoch, and handles, threads and mapped files by less than "
         f"{limits['things']:g}; {verdict}. Load average {loads} at the start; {environment['cores']} cores "
         f"of an {environment['cpu']}; {'no GPU' if environment['gpu'] is None else environment['gpu']}.",

@@ -121,6 +121,16 @@ def test_a_process_that_ends_hides_no_growth(scripts: Any) -> None:
     assert not soak.growing(soak.slopes(readings(held_bytes=MIB / 8), 10))
 
 
+def test_growth_in_the_first_epochs_is_not_hidden_by_many_flat_ones(scripts: Any) -> None:
+    soak = scripts("soak")
+    rows = readings(held_bytes=MIB)
+    rows += [rows[-1] | {"epoch": epoch} for epoch in range(51, 301)]
+    few, all_of_them = soak.spans(rows, 10)
+    assert (few["first"], few["last"], all_of_them["last"]) == (11, 50, 300)
+    assert soak.growing(few["slopes"])[0].startswith("held_bytes grows by")
+    assert not soak.growing(all_of_them["slopes"])
+
+
 def test_pictures_of_one_identity_are_alike(scripts: Any) -> None:
     """Whatever block they are drawn with, and in every camera."""
     from dmx.data.images import decode
@@ -177,18 +187,18 @@ def test_the_table_of_the_soak(scripts: Any) -> None:
         row | {"held_bytes": (400 + row["epoch"]) * MIB, "shared_bytes": MIB} for row in readings(handles=1)
     ]
     result = {
-        "runs": [{"launcher": "inline", "load": 2.6, "rows": rows, "slopes": soak.slopes(rows, 10)}],
+        "runs": [{"launcher": "inline", "load": 2.6, "rows": rows, "spans": soak.spans(rows, 10)}],
         "warm_up": 10, "limits": {"bytes": MIB / 4, "things": 0.1},
         "environment": {"cores": 2, "cpu": "Z80", "gpu": None},
     }  # fmt: skip
     text = reliability_tables.reliability_soak(result)
     assert (
-        "| inline | 50 | 411.0 | 450.0 | +1.000 (+1.000 to +1.000) | +1.00 and +1.00 | 31 to 70 | 20 to 20 "
+        "| inline | 11 to 50 | 411.0 | 450.0 | +1.000 (+1.000 to +1.000) | 31 to 70 | 20 to 20 | +0.00 "
         "| 1.0 to 1.0 |" in text
     )
     assert "no more than 0.25 MiB an epoch, and handles" in text
-    assert "less than 0.1; NOT kept with inline." in text
-    result["runs"][0]["slopes"] = soak.slopes(readings(held_bytes=MIB / 8), 10)
+    assert "less than 0.1; NOT kept by inline over epochs 11 to 50." in text
+    result["runs"][0]["spans"] = soak.spans(readings(held_bytes=MIB / 8), 10)
     assert "less than 0.1; kept." in reliability_tables.reliability_soak(result)
     assert "Load average 3 at the start; 2 cores of an Z80; no GPU." in text
 
