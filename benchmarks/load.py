@@ -162,6 +162,7 @@ class Watch:
         return min(SAMPLE_S, 0.1 + (time.monotonic() - self._start) / 10)
 
     def look(self) -> None:
+        """Read once more, and keep what is most."""
         found = usage(self._process)
         self._peak = self._peak.raised_to(found)
         self._held = max(self._held, found.held_bytes)

@@ -29,6 +29,7 @@ class Page(HTMLParser):
         super().__init__()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note what an element loads, where it leads and its name, as HTMLParser finds it."""
         for name, value in attrs:
             if value is None:
                 continue
