@@ -139,7 +139,7 @@ class Measured:
         seconds = sum(attempt["seconds"] for attempt in attempts)
         peaks = [attempt["peak"] for attempt in attempts if "peak" in attempt]
         return {
-            "images": self.images, "step": step, "attempts": len(attempts), "seconds": round(seconds, 1),
+            "images": self.images, "step": step, "attempts": len(attempts), "seconds": round(seconds, 3),
             "images_per_s": round(self.images / max(seconds, 1e-9), 1),
             "cpu_s": round(sum(attempt["cpu_s"] for attempt in attempts), 1),
             "load_before": attempts[-1]["load_before"], "load_after": attempts[-1].get("load_after"),
