@@ -34,7 +34,8 @@ class Usage:
         shared_bytes: shared memory: what they have mapped of it, or its files that they hold open in
             /dev/shm, whichever is more.
         handles: open files, sockets and pipes.
-        maps: pieces of address space, which memory-mapped files take.
+        mapped_files: pieces of address space that files take. Others are the allocator's, which come and go,
+            and count by their bytes.
         threads: of all.
         largest_bytes: the highest resident size, pages of files and shared memory included, that any one
             process has had since it began.
@@ -45,7 +46,7 @@ class Usage:
     mapped_bytes: int = 0
     shared_bytes: int = 0
     handles: int = 0
-    maps: int = 0
+    mapped_files: int = 0
     threads: int = 0
     largest_bytes: int = 0
 
@@ -103,7 +104,8 @@ def _add(total: Usage, folder: Path, shared_files: dict[tuple[int, int], int]) -
     pages, status = dict(_kib(folder / "smaps_rollup")), dict(_kib(folder / "status"))
     taken = {attribute: pages[name] for name, attribute in PAGE_FIELDS.items()}
     largest, threads = status["VmHWM"], len(os.listdir(folder / "task"))
-    maps, handles = (folder / "maps").read_bytes().count(b"\n"), os.listdir(folder / "fd")
+    mapped_files = sum(map(_is_of_a_file, (folder / "maps").read_bytes().splitlines()))
+    handles = os.listdir(folder / "fd")
     for handle in handles:
         try:
             if os.readlink(folder / "fd" / handle).startswith(SHARED_MEMORY):
@@ -115,7 +117,7 @@ def _add(total: Usage, folder: Path, shared_files: dict[tuple[int, int], int]) -
         setattr(total, attribute, getattr(total, attribute) + size)
     total.processes += 1
     total.threads += threads
-    total.maps += maps
+    total.mapped_files += mapped_files
     total.handles += len(handles)
     total.largest_bytes = max(total.largest_bytes, largest)
 
@@ -126,6 +128,11 @@ def own_bytes(process: int) -> int:
         return dict(_kib(Path(f"/proc/{process}/smaps_rollup"))).get("Pss_Anon", 0)
     except OSError:
         return 0
+
+
+def _is_of_a_file(piece: bytes) -> bool:
+    """Whether a line of /proc/PID/maps tells an inode."""
+    return piece.split(maxsplit=5)[4] != b"0"
 
 
 def _kib(path: Path) -> Iterator[tuple[str, int]]:

@@ -78,7 +78,10 @@ def reliability_soak(results: dict[str, Any]) -> str:
         "open files", "threads", "mapped files an epoch", "shared memory, MiB",
     )  # fmt: skip
     limits, environment = results["limits"], results["environment"]
-    most = {"held_bytes": limits["bytes"], **dict.fromkeys(("handles", "threads", "maps"), limits["things"])}
+    most = {
+        "held_bytes": limits["bytes"],
+        **dict.fromkeys(("handles", "threads", "mapped_files"), limits["things"]),
+    }
     growing = []
     for run in results["runs"]:
         for span in run["spans"]:
@@ -90,7 +93,7 @@ def reliability_soak(results: dict[str, Any]) -> str:
                     run["launcher"], within, *(f"{rows[end]['held_bytes'] / MIB:.1f}" for end in (0, -1)),
                     f"{middle:+.3f} ({low:+.3f} to {high:+.3f})",
                     *(f"{rows[0][name]:,} to {rows[-1][name]:,}" for name in ("handles", "threads")),
-                    f"{slopes['maps']['slope']:+.2f}",
+                    f"{slopes['mapped_files']['slope']:+.2f}",
                     f"{rows[0]['shared_bytes'] / MIB:.1f} to {rows[-1]['shared_bytes'] / MIB:.1f}",
                 )
             )  # fmt: skip

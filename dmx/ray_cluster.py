@@ -40,6 +40,8 @@ RAY_SETTINGS = {
     # After one second without work Ray ends a worker that decodes, and soon starts another, whose imports
     # take seconds of the cores that compute.
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
+    # By itself glibc has eight arenas for each core, over which what threads keep spreads, epoch by epoch.
+    "MALLOC_ARENA_MAX": str(cores()),
 }
 POLL_S = 0.5
 CONNECT_S = 5.0

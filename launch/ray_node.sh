@@ -47,6 +47,8 @@ export RAY_gcs_rpc_server_reconnect_timeout_s=${DMX_ALIVE_S:-30}
 export RAY_idle_worker_killing_time_threshold_ms=600000
 # Every pass over a split would leave a megabyte of metrics on the head; 1 where Prometheus gathers them.
 export RAY_enable_metrics_collection=${RAY_enable_metrics_collection:-0}
+# By itself glibc has eight arenas for each core, over which what threads keep spreads, epoch by epoch.
+export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX:-$(nproc)}
 [ -n "${RAY_AUTH_TOKEN:-}" ] || RAY_AUTH_TOKEN_PATH=$("$(dirname "$0")/token.sh")
 [ -n "${RAY_AUTH_TOKEN:-}" ] || export RAY_AUTH_TOKEN_PATH
 export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$interface} NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$interface}

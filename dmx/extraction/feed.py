@@ -1,8 +1,9 @@
-"""Decoded batches for the processes of a training run: by Ray Data where Ray runs, by threads elsewhere.
+"""Decoded batches for the processes of a training run: by Ray Data across hosts, by threads elsewhere.
 
-With Ray, all CPUs of the cluster decode, and each process takes the next batches that are ready; without, it
-takes an equal share and decodes it itself. A batch holds the same images either way and with any number of
-processes, so that features are the same to the bit.
+In a Ray cluster of several hosts, all its CPUs decode, those of hosts that do not train as well, and each
+process takes the next batches that are ready. On one host a process takes an equal share and decodes it in
+threads: the cores are the same, and processes that decode into Ray's object store would only take memory. A
+batch holds the same images either way and with any number of processes: features are the same to the bit.
 
 A feed is made once for a split and used in every epoch: what starts it, workers and their imports, takes
 seconds. Its methods are collective.
@@ -27,15 +28,18 @@ from dmx.extraction.patience import patiently
 from dmx.extraction.pipeline import BATCHES_PER_ACTOR, BATCHES_PER_CORE, chunked, configure, told
 from dmx.extraction.plan import Part
 from dmx.extraction.stages import Decode, Source
+from dmx.ray_cluster import host_resources
 from dmx.waiting import who
 
 Batch = tuple[NDArray[np.int64], NDArray[np.uint8]]
 
 
-def ray_runs() -> bool:
-    """Whether this process is connected to a Ray cluster; loads nothing to find out."""
+def ray_hosts() -> int:
+    """Hosts with CPUs of the Ray cluster that this process is in, 0 without one; does not load Ray."""
     ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
+    if ray is None or not ray.is_initialized():
+        return 0
+    return sum(resources.get("CPU", 0) > 0 for resources in host_resources().values())
 
 
 class RayFeed:

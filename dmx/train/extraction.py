@@ -17,7 +17,7 @@ from dmx.data.prefetch import map_ahead
 from dmx.data.shards import Split
 from dmx.distributed import World, collect, own_cores, share
 from dmx.embedding import AHEAD, check_features, decode_all, evaluating, unit_features
-from dmx.extraction.feed import Batch, RayFeed, ray_runs
+from dmx.extraction.feed import Batch, RayFeed, ray_hosts
 from dmx.progress import progress_bar
 from dmx.waiting import waiting
 
@@ -58,7 +58,7 @@ class LocalFeed:
 
 
 def make_feed(world: World, split: Split, height: int, width: int, batch_size: int) -> Feed:
-    """A feed of a split: of Ray Data where all processes run in Ray. Collective.
+    """A feed of a split: of Ray Data where the run is part of a Ray cluster of several hosts. Collective.
 
     Args:
         world: this process among the others.
@@ -67,7 +67,7 @@ def make_feed(world: World, split: Split, height: int, width: int, batch_size: i
         width: of the model's input, pixels.
         batch_size: images of a batch.
     """
-    kind = RayFeed if share(world, ray_runs()) else LocalFeed
+    kind = RayFeed if share(world, ray_hosts()) > 1 else LocalFeed
     return kind(world, split, height, width, batch_size)
 
 

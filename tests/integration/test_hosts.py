@@ -48,6 +48,19 @@ other = os.environ | {"RAY_AUTH_TOKEN": "0" * 64}
 done = subprocess.run(join, env=other, capture_output=True, text=True, timeout=120)
 print("joined with another token", "joined" in done.stdout)
 """
+# Run on the head: who decodes for a training run that is part of a cluster, and which images come.
+DECODING = """
+from dmx.data.dataset import open_dataset
+from dmx.distributed import world
+from dmx.ray_cluster import ray_cluster
+from dmx.train.extraction import make_feed
+with ray_cluster(), world(120.0) as place:
+    split = open_dataset("data/campus").split("train")
+    feed = make_feed(place, split, 32, 16, 4)
+    rows = sorted(int(row) for rows, _ in feed.batches("test") for row in rows)
+    print("decoded by", type(feed).__name__)
+    print("all images", rows == list(range(len(split))))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +141,18 @@ def test_the_dashboard_and_the_cluster_ask_for_the_token(four: tuple[list[Host],
     assert found["owner"] == "200"
     assert found["joined with another token"] == "False"
     assert (work / "token").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(("names", "feed"), [(["node1"], "LocalFeed"), (["node1", "node2"], "RayFeed")])
+def test_the_cluster_decodes_where_it_has_several_hosts(
+    four: tuple[list[Host], str], work: Path, names: list[str], feed: str
+) -> None:
+    """On one host Ray would only take memory: training decodes in its own threads there."""
+    probe = work / "decoding.py"
+    probe.write_text(DECODING)
+    command = [str(ROOT / "launch/hosts.sh"), *names, "--", "python", str(probe)]
+    said = across_hosts(four, work, command).splitlines()
+    assert {f"decoded by {feed}", "all images True"} <= set(said)
 
 
 def test_training_goes_on_when_a_host_is_cut_off(work: Path, reference: Path, tmp_path: Path) -> None:
