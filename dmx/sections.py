@@ -39,7 +39,7 @@ class ModelConfig:
         "resnet50", "a timm model, a plain ResNet with IBN-a (resnet50_ibn_a) or an OSNet (osnet_x1_0)"
     )
     backbone_args: dict[str, Any] = doc({}, "further arguments of timm.create_model")
-    pretrained: bool = doc(False, "start from timm's ImageNet weights (downloads them)")
+    pretrained: bool = doc(False, "start from timm's ImageNet weights (downloads them) where weights is null")
     weights: str | None = doc(None, "start from a local file (--init): safetensors, or a torch state dict")
     pooling: Literal["mean", "gem"] = doc(
         "mean", "over positions: mean, or gem (a generalised mean whose exponent is learned)"

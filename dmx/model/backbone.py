@@ -26,29 +26,28 @@ def build_backbone(config: ModelConfig) -> nn.Module:
     strides they have.
 
     Args:
-        config: backbone, backbone_args, pretrained and last_stride.
+        config: backbone, backbone_args, last_stride, and pretrained where there are no weights of its own.
 
     Raises:
-        DmxError: unknown name, or arguments that do not fit it.
+        DmxError: unknown name, arguments that do not fit it, or no weights where there should be some.
     """
     name = config.backbone
     base = name.removesuffix(IBN_A)
     _require_known(name, base)
-    if config.pretrained and (base != name or name in OSNETS):
+    from_timm = config.pretrained and not config.weights
+    if from_timm and (base != name or name in OSNETS):
         published = "torchreid's" if name in OSNETS else "the published IBN-Net"
         raise DmxError(
             f"model.pretrained: timm has no weights for {name!r}; download {published} weights and name the "
-            "file in model.weights"
+            "file in model.weights (--init), or train from scratch with model.pretrained=false"
         )
-    if config.pretrained and config.weights:
-        raise DmxError("model.pretrained and model.weights are both set: choose one source of weights")
     if name in OSNETS:
         if config.backbone_args:
             raise DmxError(f"backbone {name!r}: wanted no backbone_args, found {config.backbone_args}")
         return build_osnet(name)
     arguments = {**config.backbone_args, "num_classes": 0, "global_pool": ""}
     try:
-        backbone: nn.Module = timm.create_model(base, pretrained=config.pretrained, **arguments)
+        backbone: nn.Module = timm.create_model(base, pretrained=from_timm, **arguments)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise DmxError(
             f"backbone {name!r} with backbone_args {config.backbone_args}: timm cannot build it: {error}"

@@ -8,6 +8,7 @@ import torch
 from networks import narrow
 from torch import nn
 
+from dmx.config import from_tree, recipe
 from dmx.errors import DmxError
 from dmx.model import (
     Discriminator,
@@ -121,6 +122,7 @@ def test_ibn_a_keys_are_those_of_the_published_weights() -> None:
         (ModelConfig(backbone="resnet18", backbone_args={"colour": 3}), "colour"),
         (ModelConfig(backbone="convnext_atto_ibn_a"), "layer1"),
         (ModelConfig(backbone="resnet50_ibn_a", pretrained=True), "model.weights"),
+        *((from_tree(recipe(f"domainmix{kind}-ibn")).model, "model.weights") for kind in ("", "-cameras")),
     ],
 )
 def test_unusable_configurations_say_why(config: ModelConfig, message: str) -> None:

@@ -202,6 +202,15 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
         narrow(weights=str(tmp_path / "tensor.pth"))
 
 
+def test_own_weights_go_before_those_of_timm(tmp_path: Path) -> None:
+    """A recipe that wants ImageNet weights takes them from a file, whatever timm could download."""
+    donor = narrow(backbone="resnet18_ibn_a")
+    save_file(donor.state_dict(), tmp_path / "w.safetensors")
+    found = narrow(backbone="resnet18_ibn_a", pretrained=True, weights=str(tmp_path / "w.safetensors"))
+    for key, value in donor.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[key], value)
+
+
 @pytest.mark.parametrize("fitting", ["resnet34", "resnet101_ibn_a", "legacy_seresnet50", "osnet_ain_x0_5"])
 def test_the_backbone_that_would_fit_is_named(fitting: str, tmp_path: Path) -> None:
     if fitting.startswith("legacy"):
