@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,16 +15,22 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
 from dmx import ray_workers
 from dmx.commands import train
 from dmx.config import from_tree
+from dmx.distributed import world
 from dmx.errors import DmxError
 from dmx.train.checkpoint import latest
+from dmx.train.engines import forget_process_group
 from dmx.train.runlog import EPOCHS as EPOCHS_LOG
 from dmx.train.runlog import STEPS, describe_run, read_lines
+from dmx.train.schedule import Stage
+from dmx.train.step import train_discriminator, train_model
+from dmx.train.trainer import build_trainer
 from dmx.train.worker import RESULT, train_worker
 
 EPOCHS, STEPS_PER_EPOCH = 2, 12
@@ -210,6 +217,30 @@ def test_a_diverged_run_says_what_to_do(tiny_settings: dict[str, Any], tmp_path:
     describe_run(tmp_path / "run", from_tree(("test", tree)))
     with pytest.raises(DmxError, match=r"epoch 0, step \d+: loss.* not finite.*optim\.lr"):
         train_worker(tmp_path / "run")
+
+
+def test_a_step_of_the_game_is_that_of_its_mode(tiny_settings: dict[str, Any], tmp_path: Path) -> None:
+    """To `official` the first pseudo-identity is synthetic, and its balance loss is higher by 1 - log 2."""
+    balance, first, second = {}, {}, {}
+    for compat in ("fixed", "official"):
+        config = from_tree(("test", tiny_settings | {"compat": compat}))
+        run = tmp_path / compat
+        describe_run(run, config)
+        with world() as place:
+            with build_trainer(config, run, place, None) as begun:
+                people = begun.data.num_source
+                images = torch.randn(8, 3, 16, 8, generator=torch.Generator().manual_seed(0))
+                batches = [(images, torch.arange(8) // 2)]
+                step = (begun.players, config, people)
+                balance[compat] = train_model(*step, Stage.TWO, 1.0, batches, place)["balance"]
+                for guessed, label in ((second, people + 1), (first, people)):
+                    batches = [(images, torch.full((8,), label))]
+                    guessed[compat] = train_discriminator(*step, batches, place)["domain_accuracy"]
+            forget_process_group()
+    assert balance["official"] - balance["fixed"] == pytest.approx(1 - math.log(2), abs=1e-5)
+    assert second["fixed"] == second["official"]
+    # Of the same guesses, those that are right to one are wrong to the other.
+    assert first["fixed"] + first["official"] == pytest.approx(1)
 
 
 def test_official_trains_on_the_source_alone_without_a_target(
