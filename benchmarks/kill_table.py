@@ -8,6 +8,7 @@ from cells import head, line
 
 KINDS = ("SIGKILL", "SIGTERM", "SIGINT", "out of memory")
 FAULTS = ("partial", "differences", "leaks", "rude")
+LAUNCHED = ("cluster", "train")
 
 
 def reliability_kill(results: dict[str, Any]) -> str:
@@ -25,13 +26,15 @@ def reliability_kill(results: dict[str, Any]) -> str:
         at_work = row["where"].get("at work", 0) / sum(row["where"].values())
         lines.append(line(called(row["command"]), *kills, f"{at_work:.0%}", *found, *ends))
     kills = sum(sum(row["kills"].values()) for row in rows)
+    through = sum(row["where"].get("through", 0) for row in rows)
     faults = sum(len(row[name]) for row in rows for name in FAULTS)
     verdict = "each then came to" if not faults else f"{faults} FAULTS were found; else each came to"
     lines += [
         "",
         f"{kills} kills at random moments, of the main process or of its whole group, out of memory by the "
         f"kernel ({results['machine']['memory_limit']}) or by allocations that fail; {verdict} the "
-        "undisturbed result, by the same command. At work: it had begun to write. Left behind: processes, "
+        f"undisturbed result, by the same command. At work: it had begun to write. {through} ended well all "
+        "the same, with the memory that they had, or as the signal came. Left behind: processes, "
         f"shared memory, temporary files. End: from SIGTERM or SIGINT to the end of the process, on "
         f"{results['machine']['cores']} cores that were busy with other work besides. "
         "`python benchmarks/kill.py` measures it.",
@@ -40,6 +43,8 @@ def reliability_kill(results: dict[str, Any]) -> str:
 
 
 def called(name: str) -> str:
-    """`train-ray` is dmx train with --launcher ray."""
+    """`train-ray` is dmx train with --launcher ray, and `train` as one process."""
     command, _, launcher = name.partition("-")
+    if command in LAUNCHED:
+        launcher = launcher or "inline"
     return f"dmx {command}" + (f", {launcher}" if launcher else "")

@@ -47,6 +47,8 @@ export RAY_gcs_rpc_server_reconnect_timeout_s=${DMX_ALIVE_S:-30}
 export RAY_idle_worker_killing_time_threshold_ms=600000
 # Every pass over a split would leave a megabyte of metrics on the head; 1 where Prometheus gathers them.
 export RAY_enable_metrics_collection=${RAY_enable_metrics_collection:-0}
+# The head keeps what became of a hundred thousand tasks, 2 kB each, unless told otherwise.
+export RAY_task_events_max_num_task_in_gcs=${RAY_task_events_max_num_task_in_gcs:-10000}
 # By itself glibc has eight arenas for each core, over which what threads keep spreads, epoch by epoch.
 export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX:-$(nproc)}
 [ -n "${RAY_AUTH_TOKEN:-}" ] || RAY_AUTH_TOKEN_PATH=$("$(dirname "$0")/token.sh")

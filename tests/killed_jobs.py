@@ -180,6 +180,15 @@ def embed(folder: Path) -> Job:
 
 def cluster(folder: Path) -> Job:
     """Drawn features, by one process."""
+    return _cluster(folder, "cluster", "inline")
+
+
+def cluster_ray(folder: Path) -> Job:
+    """The same by a worker of Ray."""
+    return _cluster(folder, "cluster-ray", "ray")
+
+
+def _cluster(folder: Path, name: str, launcher: str) -> Job:
     features = folder / "features.parquet"
     if not features.exists():
         rng = np.random.default_rng(5)
@@ -205,9 +214,9 @@ def cluster(folder: Path) -> Job:
         return found + (["other clusters.json"] if a != b else [])
 
     return Job(
-        "cluster",
+        name,
         folder,
-        ["cluster", str(features), "--launcher", "inline", "--centroids"],
+        ["cluster", str(features), "--launcher", launcher, "--centroids"],
         place=lambda out: ["--out", str(out)],
         begun=lambda out: (out / "job.json").exists(),
         partial=partial,
@@ -271,7 +280,7 @@ def export(folder: Path) -> Job:
     )
 
 
-# `train-...` are the same command under other launchers.
+# `...-ray` and the like are the same command under other launchers.
 JOBS: dict[str, Callable[[Path], Job]] = {
     "ingest": ingest,
     "synth": synth,
@@ -279,6 +288,7 @@ JOBS: dict[str, Callable[[Path], Job]] = {
     "cluster": cluster,
     "train": train,
     "export": export,
+    "cluster-ray": cluster_ray,
     "train-torchrun": train_torchrun,
     "train-ray": train_ray,
 }

@@ -20,6 +20,7 @@ from killed_jobs import JOBS, Job
 __all__ = ["JOBS", "Job", "Outcome", "Strike", "Undisturbed", "memory_limit", "strike", "undisturbed"]
 
 PATIENCE_S = 300.0  # for a command to end by itself
+PROMISED_S = 10.0  # from SIGTERM or SIGINT to the end
 LINGER_S = 10.0  # for the processes of one that was killed to follow it
 POLL_S = 0.01
 MOST_RESTARTS = 4
@@ -97,7 +98,8 @@ class Outcome:
         partial: final names that are not whole.
         differences: from the undisturbed result.
         leaks: what was left.
-        rude: what it should not have said, or not have left unsaid, when it was stopped.
+        rude: what it should not have said, or not have left unsaid, when it was stopped, and an end that was
+            longer in coming than is promised.
     """
 
     strike: Strike
@@ -262,6 +264,8 @@ def strike(job: Job, whole: Undisturbed, number: int, rng: random.Random) -> Out
     outcome.partial = job.partial(out, whole.out)
     if how.is_polite and outcome.heard:
         outcome.rude = rudeness(command, how)
+        if outcome.end_s > PROMISED_S:
+            outcome.rude.append(f"took {outcome.end_s:.1f} s to end")
     last = command
     while last.process.returncode and not _is_whole(job, out, whole):
         if outcome.restarts == MOST_RESTARTS:

@@ -34,12 +34,13 @@ from dmx.waiting import who
 Batch = tuple[NDArray[np.int64], NDArray[np.uint8]]
 
 
-def ray_hosts() -> int:
-    """Hosts with CPUs of the Ray cluster that this process is in, 0 without one; does not load Ray."""
+def ray_cpus() -> list[int]:
+    """CPUs of each host that has some in this process's Ray cluster; none without one. Does not load Ray."""
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
-        return 0
-    return sum(resources.get("CPU", 0) > 0 for resources in host_resources().values())
+        return []
+    found = (int(resources.get("CPU", 0)) for resources in host_resources().values())
+    return [cpus for cpus in found if cpus]
 
 
 class RayFeed:

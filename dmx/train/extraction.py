@@ -17,7 +17,7 @@ from dmx.data.prefetch import map_ahead
 from dmx.data.shards import Split
 from dmx.distributed import World, collect, own_cores, share
 from dmx.embedding import AHEAD, check_features, decode_all, evaluating, unit_features
-from dmx.extraction.feed import Batch, RayFeed, ray_hosts
+from dmx.extraction.feed import Batch, RayFeed, ray_cpus
 from dmx.progress import progress_bar
 from dmx.waiting import waiting
 
@@ -33,8 +33,22 @@ class Feed(Protocol):
 class LocalFeed:
     """A split's batches, an equal share for each process, which decodes it in threads of its own."""
 
-    def __init__(self, world: World, split: Split, height: int, width: int, batch_size: int) -> None:
-        self.split, self.threads, self._size = split, own_cores(world), (height, width)
+    def __init__(
+        self, world: World, split: Split, height: int, width: int, batch_size: int, cpus: int | None = None
+    ) -> None:
+        """Share the batches out.
+
+        Args:
+            world: this process among the others.
+            split: where the images are.
+            height: of the model's input, pixels.
+            width: of the model's input, pixels.
+            batch_size: images of a batch.
+            cpus: cores that the processes of this host may take together, if fewer than there are.
+        """
+        own = own_cores(world)
+        self.threads = own if cpus is None else max(1, min(own, cpus // world.local_size))
+        self.split, self._size = split, (height, width)
         starts = range(0, len(split), batch_size)
         bounds = [len(starts) * rank // world.size for rank in (world.rank, world.rank + 1)]
         self._rows = [
@@ -67,8 +81,10 @@ def make_feed(world: World, split: Split, height: int, width: int, batch_size: i
         width: of the model's input, pixels.
         batch_size: images of a batch.
     """
-    kind = RayFeed if share(world, ray_hosts()) > 1 else LocalFeed
-    return kind(world, split, height, width, batch_size)
+    cpus = share(world, ray_cpus())
+    if len(cpus) > 1:
+        return RayFeed(world, split, height, width, batch_size)
+    return LocalFeed(world, split, height, width, batch_size, *cpus)
 
 
 def extract(feed: Feed, model: nn.Module, width: int, world: World, label: str) -> NDArray[np.float32]:

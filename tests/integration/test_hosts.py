@@ -29,7 +29,7 @@ pytestmark = [
 ]
 # Run on the head, with the token: who gets an answer from the dashboard, and who may join the cluster.
 PROBE = """
-import os, socket, subprocess, sys, urllib.error, urllib.request
+import os, pathlib, socket, subprocess, sys, urllib.error, urllib.request
 own = socket.gethostbyname(os.uname().nodename)
 def status(address, headers):
     request = urllib.request.Request(f"http://{address}:8265/api/version", headers=headers)
@@ -47,6 +47,15 @@ join = [sys.executable, "-c", "import ray; ray.init(); print('joined')"]
 other = os.environ | {"RAY_AUTH_TOKEN": "0" * 64}
 done = subprocess.run(join, env=other, capture_output=True, text=True, timeout=120)
 print("joined with another token", "joined" in done.stdout)
+token = os.environ["RAY_AUTH_TOKEN"].encode()
+lines = []
+for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+    try:
+        lines.append(path.read_bytes())
+    except OSError:
+        continue  # it has just ended
+print("raylets seen", sum(b"/raylet" in line.split(bytes(1))[0] for line in lines))
+print("token on a command line", any(token in line for line in lines))
 """
 # Run on the head: who decodes for a training run that is part of a cluster, and which images come.
 DECODING = """
@@ -140,6 +149,8 @@ def test_the_dashboard_and_the_cluster_ask_for_the_token(four: tuple[list[Host],
     assert found["stranger"] in ("401", "403")
     assert found["owner"] == "200"
     assert found["joined with another token"] == "False"
+    assert int(found["raylets seen"]) > 0
+    assert found["token on a command line"] == "False"
     assert (work / "token").stat().st_mode & 0o077 == 0
 
 

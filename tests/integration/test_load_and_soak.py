@@ -20,7 +20,6 @@ from dmx.features import Features
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 IMAGES, STEPS = 300, ["pictures", "ingest", "embed", "cluster"]
-GROWTH_BYTES, GROWTH_HANDLES = 8 * 2**20, 2
 # Memory of the two processes that watch others, and of the head, after every pass over a split by Ray Data.
 PASSES = """
 import os, sys
@@ -101,16 +100,18 @@ def test_a_load_that_is_killed_goes_on(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "load.json").read_text(encoding="utf-8"))["rows"] == result["rows"]
 
 
-def test_training_does_not_grow(soak: Any, tmp_path: Path, tiny_settings: dict[str, Any]) -> None:
-    """Over epochs of every stage; `python benchmarks/soak.py` looks longer, and under Ray."""
+@pytest.mark.parametrize("launcher", ["inline", "ray"])
+def test_training_does_not_grow(
+    soak: Any, tmp_path: Path, tiny_settings: dict[str, Any], launcher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over epochs of every stage; `python benchmarks/soak.py` looks longer, and closer at memory."""
     data = tiny_settings["data"]
     words = ["--source", data["source"], "--target", data["target"], "--test", data["tests"][0]]
-    rows = soak.train(words, tmp_path / "run", "inline", 11, ("schedule.stage_two_epoch=3",))
-    assert [row["epoch"] for row in rows][:10] == list(range(1, 11))
-    late = [row for row in rows if row["epoch"] > 4]
-    for name, most in (("held_bytes", GROWTH_BYTES), ("handles", GROWTH_HANDLES), ("threads", 2)):
-        first, last = (sorted(row[name] for row in part)[1] for part in (late[:3], late[-3:]))  # medians
-        assert last - first <= most, f"{name} by epoch: {[row[name] for row in rows]}"
+    rows = soak.train(words, tmp_path / "run", launcher, 31, ("schedule.stage_two_epoch=3",))
+    assert [row["epoch"] for row in rows][:30] == list(range(1, 31))
+    # The allocator's pieces come and go by 8 MiB, which twenty epochs do not average out.
+    monkeypatch.setattr(soak, "MOST_BYTES", 2**19)
+    assert soak.growing(soak.slopes(rows, 10)) == []
 
 
 def test_ray_keeps_nothing_of_every_pass(tiny_settings: dict[str, Any]) -> None:
@@ -126,6 +127,7 @@ def test_ray_keeps_nothing_of_every_pass(tiny_settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_hundreds_of_epochs_do_not_grow(soak: Any, tmp_path: Path) -> None:
     """The whole benchmark, under both launchers: it fails by itself where something grows."""
     out = tmp_path / "soak.json"

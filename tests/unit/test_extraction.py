@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -161,6 +164,39 @@ def test_any_number_of_processes_make_the_same_batches(dataset: Path, size: int)
         found |= {tuple(rows): pixels for rows, pixels in feed.batches("test")}
     assert set(found) == {(0, 1, 2), (3,)}
     np.testing.assert_array_equal(found[3,], decode_all(split, np.array([3]), 8, 4, "test"))
+
+
+# Prints what RayFeed gives of the data set that is named, and what it says of a broken image.
+DECODED_BY_RAY = """
+import hashlib, sys
+from dmx.data.dataset import open_dataset
+from dmx.distributed import world
+from dmx.errors import DmxError
+from dmx.extraction.feed import RayFeed
+from dmx.ray_cluster import ray_cluster
+split = open_dataset(sys.argv[1]).split("train")
+with ray_cluster(2), world(60.0) as place:
+    for part in (split.shard(0), split):
+        try:
+            for rows, pixels in RayFeed(place, part, 8, 4, 3).batches("test"):
+                print(*rows, hashlib.sha256(pixels.tobytes()).hexdigest())
+        except DmxError as error:
+            print(error)
+"""
+
+
+def test_ray_decodes_what_threads_decode(dataset: Path) -> None:
+    """To the bit, in any order; a broken image is named."""
+    command = [sys.executable, "-c", DECODED_BY_RAY, str(dataset)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240).stdout
+    *found, last = said.splitlines()
+    split = open_dataset(dataset).split("train").shard(0)  # type: ignore[attr-defined]  # which has no broken one
+    wanted = [
+        " ".join([*map(str, rows), hashlib.sha256(pixels.tobytes()).hexdigest()])
+        for rows, pixels in LocalFeed(ALONE, split, 8, 4, 3).batches("test")
+    ]
+    assert set(wanted) <= set(found)
+    assert "split train: image 5.ppm: wanted an image that can be decoded" in last
 
 
 def test_a_broken_image_ends_extraction_and_is_named(dataset: Path) -> None:

@@ -593,6 +593,24 @@ def test_luperson_database_that_breaks_is_an_unreadable_image(tmp_path: Path) ->
     assert skipped_in(tmp_path / "out").keys() == {"absent", "\\ud800"}
 
 
+def test_luperson_keys_lead_nowhere_else(tmp_path: Path) -> None:
+    """They are looked up in the database, and are names alone: no file is read or written by them."""
+    lmdb = pytest.importorskip("lmdb", reason="reads an LMDB")
+    keys = ["../../above", str(tmp_path / "absolute"), str(tmp_path / "secret.jpg")]
+    (tmp_path / "secret.jpg").write_bytes(noise(seed=9))
+    root = tmp_path / "a/set"
+    (root / "lmdb").mkdir(parents=True)
+    with lmdb.open(str(root / "lmdb"), map_size=1 << 20) as environment, environment.begin(write=True) as out:
+        for key in keys[:2]:
+            out.put(key.encode(), noise())
+    (root / "keys.pkl").write_bytes(pickle.dumps(keys))
+    ingest(root, tmp_path / "a/out", warn=lambda message: None)
+    assert open_dataset(tmp_path / "a/out").split("train").keys == keys[:2]
+    assert skipped_in(tmp_path / "a/out").keys() == {keys[2]}
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "secret.jpg"}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"set", "out"}
+
+
 def test_luperson_database_cut_short_is_refused(tmp_path: Path) -> None:
     luperson(tmp_path)
     with open(tmp_path / "lmdb/data.mdb", "r+b") as file:

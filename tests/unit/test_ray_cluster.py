@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dmx.cores import cores
 from dmx.errors import DmxError
 from dmx.guard import users_of
 from dmx.ray_cluster import await_hosts, joins_cluster
@@ -48,6 +49,24 @@ def test_waiting_for_hosts_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not joins_cluster()
     with pytest.raises(DmxError, match="RAY_ADDRESS: wanted the address of a Ray cluster, found none set"):
         await_hosts(2, 1.0)
+
+
+def test_workers_have_an_arena_for_each_core_unless_told_otherwise() -> None:
+    """By itself glibc has eight times as many, and training grows for as long as they fill."""
+    code = (
+        "import os\n"
+        "from dmx.ray_cluster import ray_cluster\n"
+        "with ray_cluster(1):\n"
+        "    import ray\n"
+        "    print(ray.get(ray.remote(lambda: os.environ['MALLOC_ARENA_MAX']).remote()))"
+    )
+    own = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
+    for environment, wanted in ((own, cores()), (own | {"MALLOC_ARENA_MAX": "7"}, 7)):
+        command = [sys.executable, "-c", code]
+        said = subprocess.run(
+            command, env=environment, check=True, capture_output=True, text=True, timeout=120
+        )
+        assert said.stdout == f"{wanted}\n"
 
 
 def test_nobody_starts_a_cluster_behind_its_end(tmp_path: Path) -> None:

@@ -359,7 +359,9 @@ def test_processes_share_the_cores_that_decode(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
     assert [own_cores(replace(ALONE, local_size=n)) for n in (1, 4, 12)] == [6, 1, 1]
     split: Any = [0] * 3
-    assert LocalFeed(replace(ALONE, local_size=3), split, 8, 4, 2).threads == 2
+    three = replace(ALONE, local_size=3)
+    assert LocalFeed(three, split, 8, 4, 2).threads == 2
+    assert [LocalFeed(three, split, 8, 4, 2, cpus).threads for cpus in (2, 3, 5, 60)] == [1, 1, 1, 2]
 
 
 # What is reported.
