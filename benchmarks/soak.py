@@ -8,9 +8,9 @@ its own: every epoch embeds, clusters, trains, tests on people of another style,
 the line of an epoch is in epochs.jsonl, memory, open files, threads and shared memory of the command and all
 that it started are read. The first 10 epochs warm up: they have all stages of the method, and what is
 allocated or compiled once. Over the others a line is fitted, and over those up to the 50th alone, for the
-allocator spreads over an arena for each thread for a hundred epochs: the median of the slopes of all pairs of
-epochs, with its 95 % interval (Theil, "A rank-invariant method", 1950; Sen, JASA 1968). Pieces of address
-space count where they are of files; the allocator's count by their bytes.
+allocator takes a while to spread: the median of the slopes of all pairs of epochs, with its 95 % interval
+(Theil, "A rank-invariant method", 1950; Sen, JASA 1968). Pieces of address space count where they are of
+files; the allocator's count by their bytes.
 
 Fails where something grows over either: memory with the low end of the interval above 0.25 MiB an epoch, or
 anything else by as much as one in ten epochs. Writes benchmarks/results/soak.json, where the run of

@@ -11,6 +11,7 @@ import json
 import pickle
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,8 +159,28 @@ TARGETS: dict[str, Callable[[Path, list[Picture]], None]] = {
 }  # fmt: skip
 
 
+# Layouts that do not tell who is on a picture, or before which camera; CUHK03-NP names two of them.
+NOBODY, NO_CAMERA = {"luperson", "crops"}, {"luperson", "crops", "folder"}
+CAMERAS_OF = {"cuhk03-np": 2}
+
+
 def test_every_layout_is_here() -> None:
     assert set(SOURCES) | set(TARGETS) == set(LAYOUTS)
+
+
+@pytest.mark.parametrize("layout", [*SOURCES, *TARGETS])
+def test_who_is_before_which_camera_is_read(layout: str, pictures: list[Picture], tmp_path: Path) -> None:
+    """All pictures of training, their people told apart as they were, and their cameras."""
+    (SOURCES | TARGETS)[layout](tmp_path / "raw", pictures)
+    assert main(["ingest", str(tmp_path / "raw"), str(tmp_path / "data")]) == 0
+    split = open_dataset(tmp_path / "data").split(TRAIN)
+    wanted = [p for p in pictures if p.split == TRAIN]
+    assert len(split) == len(wanted)
+    people = {} if layout in NOBODY else Counter(p.person for p in wanted)
+    found = Counter(number for number in split.identities.tolist() if number >= 0)
+    assert sorted(found.values()) == sorted(people.values())
+    cameras = {number for number in split.cameras.tolist() if number >= 0}
+    assert len(cameras) == (0 if layout in NO_CAMERA else CAMERAS_OF.get(layout, CAMERAS))
 
 
 @pytest.mark.parametrize(("number", "target"), list(enumerate(TARGETS)))
