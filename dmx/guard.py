@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dmx import stopping
+from dmx.scratch import lock_of
 
 POLL_S = 0.1
 # Of a process that was told to stop: their inputs stay open until it ends.
@@ -29,16 +30,17 @@ _left_to: list[subprocess.Popen[bytes]] = []
 def guarded(folder: Path) -> Iterator[None]:
     """See to it that nothing is left of a folder and of who writes to it when the block or this process ends.
 
-    A process that was told to stop leaves it to its end, which is near.
+    A process that was told to stop leaves it to its end, which is near. The folder stays locked until the
+    guard is through: another command that removed it meanwhile would have files in it open, too.
 
     Args:
-        folder: a scratch folder of this process and those that it starts, and of nobody else.
+        folder: of `scratch_folder`, for this process and those that it starts, and for nobody else.
     """
     command = [sys.executable, "-m", "dmx.guard", str(folder)]
     # Who reads what this process says shall not wait for its guard.
     guard = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True,
+        start_new_session=True, pass_fds=[lock_of(folder)],
     )  # fmt: skip
     try:
         yield

@@ -49,6 +49,17 @@ HEAD_POLL_S = 2.0
 HEAD_S = 30.0
 
 
+class _Groups(threading.local):
+    """Whether processes that this thread starts get groups of their own."""
+
+    apart = False
+
+
+_groups = _Groups()
+# Ray starts its processes with code of its own between fork and exec, for which Python runs this, too.
+os.register_at_fork(after_in_child=lambda: os.setpgid(0, 0) if _groups.apart else None)
+
+
 @contextmanager
 def ray_cluster(cpus: int | None = None, object_store_bytes: int | None = None) -> Iterator[str]:
     """Be connected to a Ray cluster within it.
@@ -93,7 +104,8 @@ def ray_cluster(cpus: int | None = None, object_store_bytes: int | None = None) 
             _join(os.environ["RAY_ADDRESS"])
             stack.enter_context(_watching(ray.get_runtime_context().gcs_address))
         else:
-            with stopping.alone_with_signals():  # Ray would put in a handler that ends the process
+            # Ray would put in a handler that ends the process.
+            with stopping.alone_with_signals(), _in_groups_of_their_own():
                 ray.init(
                     address="local",
                     num_cpus=cpus or cores(),
@@ -105,6 +117,20 @@ def ray_cluster(cpus: int | None = None, object_store_bytes: int | None = None) 
                     log_to_driver=False,
                 )
         yield ray.get_runtime_context().gcs_address
+
+
+@contextmanager
+def _in_groups_of_their_own() -> Iterator[None]:
+    """Ray's processes that start within, and theirs, are not of this command's process group.
+
+    A signal to the whole group is the command's to answer. It needs its Ray until it has: asked for anything
+    once the raylet is gone, Ray's core ends the process with a status of its own.
+    """
+    _groups.apart = True
+    try:
+        yield
+    finally:
+        _groups.apart = False
 
 
 def _shut_down(others: set[Process]) -> None:

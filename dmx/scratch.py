@@ -19,6 +19,7 @@ from pathlib import Path
 WAIT_S = 2.0
 POLL_S = 0.05
 Process = tuple[int, int]  # its number, and when it started: numbers come again
+_locks: dict[Path, int] = {}  # of this process's folders
 
 
 @contextmanager
@@ -41,9 +42,11 @@ def scratch_folder(
             fcntl.flock(lock, fcntl.LOCK_EX)
         folder = made.with_name(prefix + made.name.removeprefix(".dmx-new-"))
         made.rename(folder)
+        _locks[folder] = lock
         try:
             yield folder
         finally:
+            del _locks[folder]
             if not is_left():
                 shutil.rmtree(folder, ignore_errors=True)
     finally:
@@ -52,6 +55,11 @@ def scratch_folder(
         return
     # Processes of one that was killed may have gone on writing for a moment when this one started.
     remove_left(prefix, parent)
+
+
+def lock_of(folder: Path) -> int:
+    """The handle that locks one of this process's folders: who inherits it keeps the folder from others."""
+    return _locks[folder]
 
 
 def remove_left(prefix: str, parent: Path) -> None:

@@ -40,6 +40,7 @@ class Job:
         partial: what has a final name and is not whole, beside the undisturbed results.
         differences: from the undisturbed results, once it is through.
         refuses: whether it refuses to write where results are, which are whole then.
+        heals: whether it starts processes again that were killed.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Job:
     partial: Callable[[Path, Path], list[str]]
     differences: Callable[[Path, Path], list[str]]
     refuses: bool = False
+    heals: bool = False
 
     def left(self, out: Path) -> list[str]:
         """Temporary files in the results of a command that is through, and beside them."""
@@ -221,6 +223,7 @@ def _cluster(folder: Path, name: str, launcher: str) -> Job:
         begun=lambda out: (out / "job.json").exists(),
         partial=partial,
         differences=differences,
+        heals=launcher == "ray",
     )
 
 
@@ -248,6 +251,7 @@ def _train(folder: Path, name: str, *launcher: str) -> Job:
         begun=lambda out: (out / "metrics.jsonl").exists(),
         partial=partial,
         differences=differences,
+        heals="inline" not in launcher,
     )
 
 

@@ -255,7 +255,8 @@ def strike(job: Job, whole: Undisturbed, number: int, rng: random.Random) -> Out
     share = MOST_SHARE
     while True:  # until it is struck before it is through, which takes it longer or less
         command, outcome = _struck(job, whole, how, out, share, rng)
-        survived = how.name == ALLOCATION_FAILS and outcome.heard  # it may need no more than it has
+        # It may need no more memory than it has, or start again what was killed for want of it.
+        survived = outcome.heard and how.name in (ALLOCATION_FAILS, *(KERNEL_KILLS,) * job.heals)
         if outcome.where != "through" or survived or share < LEAST_SHARE:
             break
         shutil.rmtree(out)

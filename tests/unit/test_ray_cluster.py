@@ -109,27 +109,43 @@ def test_nothing_is_left_of_a_cluster_whose_command_is_killed() -> None:
         time.sleep(0.1)
 
 
-def test_a_command_that_is_stopped_ends_in_order_though_threads_use_ray() -> None:
-    """Who asks Ray for something that was shut down is ended by it, with a status of its own."""
+def test_a_signal_to_the_group_of_a_command_is_not_for_its_ray() -> None:
+    """Which has to be there until the command has answered."""
+    code = (
+        "import os, psutil\n"
+        "from dmx.ray_cluster import ray_cluster\n"
+        "with ray_cluster(1):\n"
+        "    others = psutil.Process().children(recursive=True)\n"
+        "    print(len(others) > 5, sum(os.getpgid(p.pid) == os.getpgid(0) for p in others))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
+    assert done.stdout == b"True 0\n"
+
+
+@pytest.mark.parametrize("whole_group", [False, True])
+def test_a_command_that_is_stopped_ends_in_order_though_threads_use_ray(whole_group: bool) -> None:
+    """Who asks Ray for something that was shut down, or is gone, is ended by it, with a status of its own."""
     code = (
         "import os, signal, threading, time\n"
         "from dmx import stopping\n"
         "from dmx.ray_cluster import ray_cluster\n"
         "def use():\n"
-        "    while True: ray.get(ray.put(1))\n"
+        "    make = ray.remote(lambda: bytes(10**6))\n"
+        "    while True: ray.get([make.remote(), ray.put(bytes(10**6))])\n"
         "try:\n"
         "    with stopping.listening(lambda: 'test'), ray_cluster(1):\n"
         "        import ray\n"
         "        print(ray._private.worker._global_node.get_temp_dir_path(), flush=True)\n"
         "        for _ in range(3): threading.Thread(target=use, daemon=True).start()\n"
         "        time.sleep(0.5)\n"
-        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"        os.{'killpg' if whole_group else 'kill'}(os.getpid(), signal.SIGTERM)\n"
         "        time.sleep(60)\n"
         "except stopping.Stopped:\n"
         "    time.sleep(0.5)\n"
         "    stopping.end(stopping.status())\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, start_new_session=True)
     assert done.returncode == 143
     assert "Traceback" not in done.stderr
     assert "The process will exit" not in done.stderr

@@ -63,3 +63,33 @@ def test_descendants_are_awaited_and_then_ended(monkeypatch: pytest.MonkeyPatch)
     assert child.wait(5) == 0
     assert time.monotonic() - start >= 0.3
     child.stdout.close()
+
+
+def test_who_cleans_up_is_not_taken_for_one_of_those_that_are_to_end(tmp_path: Path) -> None:
+    """The guard of a killed command ends whoever uses its folder; the next command removes such folders."""
+    owner = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from dmx.guard import guarded\n"
+        "from dmx.scratch import scratch_folder\n"
+        "with scratch_folder('try-', Path(sys.argv[1])) as folder, guarded(folder):\n"
+        "    for number in range(1500): (folder / str(number) / 'below').mkdir(parents=True)\n"
+        "    print(flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    cleaner = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from dmx.scratch import remove_left\n"
+        "print(flush=True)\n"
+        "while list(Path(sys.argv[1]).iterdir()): time.sleep(0.001), remove_left('try-', Path(sys.argv[1]))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", owner, str(tmp_path)], stdout=subprocess.PIPE) as command:
+        assert command.stdout is not None
+        command.stdout.readline()
+        begin = [sys.executable, "-c", cleaner, str(tmp_path)]
+        with subprocess.Popen(begin, stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None
+            other.stdout.readline()
+            command.kill()
+            assert other.wait(60) == 0
