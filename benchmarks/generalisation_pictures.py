@@ -21,7 +21,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from generalisation import PLAIN, ROLES, SETTINGS, WAYS, Run, Setting, worlds
-from generalisation_tables import METHOD, WITHOUT, runs_of
+from generalisation_tables import METHOD, WITHOUT, roles, runs_of
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -38,21 +38,26 @@ PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 RESULTS = Path(__file__).parent / "results"
 # Told apart without colours, too.
 LINES = {METHOD: ("#1b6ca8", "-"), PLAIN: ("#c0392b", "--")}
+OTHER_ROLES = (("#4d9221", "-."), ("#e08214", ":"))
 DOMAINS = {"labelled": ("#e08214", "s"), "unlabelled": ("#1b6ca8", "o"), "unseen": ("#4d9221", "^")}
 POINTS = 500  # images of each domain
 
 
 def clusters(results: dict[str, Any], path: Path) -> None:
     """Purity of the pseudo-identities and recall of pairs by epoch: means over seeds and their range."""
-    figure, places = pyplot.subplots(1, 2, figsize=(6.4, 2.7), layout="constrained", sharey=True)
+    figure, places = pyplot.subplots(1, 2, figsize=(6.8, 3.3), layout="constrained", sharey=True)
+    claim, *others = roles(results)
+    shown = [(way, claim, style) for way, style in LINES.items()]
+    shown += [(METHOD, labelled, style) for labelled, style in zip(others, OTHER_ROLES, strict=False)]
     for axes, (field, label) in zip(
         places, (("purity", "purity"), ("pair_recall", "recall of pairs")), strict=True
     ):
-        for way in LINES:
-            runs = runs_of(results, way, results["claim"]).values()
-            band(axes, way, [{row["epoch"]: row[field] for row in run["clusters"]} for run in runs])
-        axes.set(xlabel="epoch", title=label, ylim=(0, 1))
-    places[0].legend(frameon=False, loc="lower right")
+        for way, labelled, style in shown:
+            runs = runs_of(results, way, labelled).values()
+            lines = [{row["epoch"]: row[field] for row in run["clusters"]} for run in runs]
+            band(axes, way, lines, style, f"{way}, {labelled} labelled")
+        axes.set(xlabel="epoch", title=label, ylim=(0, 1.02))
+    figure.legend(*places[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=2)
     save(figure, path)
 
 
@@ -61,8 +66,10 @@ def discriminator(results: dict[str, Any], path: Path) -> None:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(6.4, 2.7), layout="constrained")
     for way in LINES:
         runs = [run["discriminator"] for run in runs_of(results, way, results["claim"]).values()]
-        band(left, way, [{row["epoch"]: row["domain_accuracy"] for row in run} for run in runs])
-        band(right, way, [{row["epoch"]: math.log(2) - row["balance"] for row in run} for run in runs])
+        style = LINES[way]
+        band(left, way, [{row["epoch"]: row["domain_accuracy"] for row in run} for run in runs], style, way)
+        entropy = [{row["epoch"]: math.log(2) - row["balance"] for row in run} for run in runs]
+        band(right, way, entropy, style, way)
     left.axhline(0.5, color="#777777", linewidth=0.8, linestyle=":")
     right.axhline(math.log(2), color="#777777", linewidth=0.8, linestyle=":")
     left.set(xlabel="epoch", title="accuracy (dotted: chance)", ylim=(0, 1.02))
@@ -71,14 +78,14 @@ def discriminator(results: dict[str, Any], path: Path) -> None:
     save(figure, path)
 
 
-def band(axes: Axes, way: str, runs: Sequence[dict[int, float]]) -> None:
+def band(axes: Axes, way: str, runs: Sequence[dict[int, float]], style: tuple[str, str], label: str) -> None:
     """The mean of runs by epoch as a line, and their range."""
     if not runs:
         raise SystemExit(f'wanted runs of "{way}", found none: run generalisation.py --switches "{way}"')
     epochs = sorted(set.intersection(*map(set, runs)))
-    colour, line = LINES[way]
+    colour, line = style
     values = [[run[epoch] for run in runs] for epoch in epochs]
-    axes.plot(epochs, [statistics.mean(row) for row in values], line, color=colour, label=way, marker=".")
+    axes.plot(epochs, [statistics.mean(row) for row in values], line, color=colour, label=label, marker=".")
     axes.fill_between(
         epochs, [min(row) for row in values], [max(row) for row in values], color=colour, alpha=0.15
     )
