@@ -36,14 +36,9 @@ class LocalFeed:
     def __init__(
         self, world: World, split: Split, height: int, width: int, batch_size: int, cpus: int | None = None
     ) -> None:
-        """Share the batches out.
+        """Share the batches out; arguments as of `make_feed`, and:
 
         Args:
-            world: this process among the others.
-            split: where the images are.
-            height: of the model's input, pixels.
-            width: of the model's input, pixels.
-            batch_size: images of a batch.
             cpus: cores that the processes of this host may take together, if fewer than there are.
         """
         own = own_cores(world)
