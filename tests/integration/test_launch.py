@@ -135,7 +135,8 @@ def _train_with_ray_and_kill(arguments: list[str]) -> None:
 def test_a_finished_run_says_so(
     inline: Path, recipe: Path, tiny_settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same command shows the results again and trains nothing."""
+    """The same command shows the results again, trains nothing, and removes what one left that was killed."""
+    (inline / ".launch-1/0").mkdir(parents=True)
     before = (inline / STEPS).stat().st_mtime_ns
     capsys.readouterr()
     assert _train(*_arguments(recipe, inline, tiny_settings, "--launcher", "inline")) == 0
@@ -143,6 +144,7 @@ def test_a_finished_run_says_so(
     assert "is finished" in printed
     assert f"{json.loads((inline / RESULT).read_text())['tests']['unseen']['map']:.1%}" in printed
     assert (inline / STEPS).stat().st_mtime_ns == before
+    assert not (inline / ".launch-1").exists()
 
 
 def test_a_finished_run_goes_further(inline: Path) -> None:
