@@ -7,6 +7,7 @@ import difflib
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -96,5 +97,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return 1
             if isinstance(error, DmxError | OSError):
                 print(f"{name}: error: {error}", file=sys.stderr)
-                return 2
+                return _failed(2, ends=argv is None)
+            if isinstance(error, Exception) and argv is None:
+                traceback.print_exc()
+                return _failed(1, ends=True)
             raise
+
+
+def _failed(status: int, *, ends: bool) -> int:
+    """The status of a command that failed, or its end: libraries that it left at work may wait for ever."""
+    if ends:
+        stopping.end(status)
+    return status

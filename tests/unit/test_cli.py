@@ -46,3 +46,31 @@ def test_a_reader_may_leave_early() -> None:
     _, errors = process.communicate(b"")
     assert errors == b""
     assert process.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [("MemoryError()", 1, "MemoryError"), ("DmxError('wanted x')", 2, "dmx doctor: error: wanted x\n")],
+)
+def test_a_command_that_failed_ends_whatever_its_libraries_still_wait_for(
+    error: str, status: int, said: str
+) -> None:
+    """As Ray's threads did, when there was no memory for the last of them."""
+    code = (
+        "import sys, threading, time\n"
+        "import dmx.commands.doctor as doctor\n"
+        "from dmx.cli import main\n"
+        "from dmx.errors import DmxError\n"
+        "def run(args):\n"
+        "    threading.Thread(target=time.sleep, args=(300,)).start()\n"
+        f"    raise {error}\n"
+        "doctor.run = run\n"
+        "sys.argv = ['dmx', 'doctor']\n"
+        "sys.exit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == status
+    assert said in done.stderr
+    assert ("Traceback" in done.stderr) == (status == 1)
