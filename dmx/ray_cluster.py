@@ -76,7 +76,7 @@ def ray_cluster(cpus: int | None = None, object_store_bytes: int | None = None) 
         The address of the cluster's head.
 
     Raises:
-        DmxError: Ray is not installed, or nothing answers at RAY_ADDRESS.
+        DmxError: Ray is not installed or does not start, or nothing answers at RAY_ADDRESS.
     """
     for name, value in RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -104,19 +104,32 @@ def ray_cluster(cpus: int | None = None, object_store_bytes: int | None = None) 
             _join(os.environ["RAY_ADDRESS"])
             stack.enter_context(_watching(ray.get_runtime_context().gcs_address))
         else:
-            # Ray would put in a handler that ends the process.
-            with stopping.alone_with_signals(), _in_groups_of_their_own():
-                ray.init(
-                    address="local",
-                    num_cpus=cpus or cores(),
-                    include_dashboard=False,
-                    object_store_memory=object_store_bytes,
-                    _temp_dir=str(scratch),
-                    _node_ip_address="127.0.0.1",
-                    logging_level=logging.ERROR,
-                    log_to_driver=False,
-                )
+            _start(cpus, object_store_bytes, scratch)
         yield ray.get_runtime_context().gcs_address
+
+
+def _start(cpus: int | None, object_store_bytes: int | None, scratch: Path) -> None:
+    """Start the private cluster; arguments as of `ray_cluster`, and where its files lie."""
+    import ray
+
+    try:
+        # Ray would put in a handler that ends the process.
+        with stopping.alone_with_signals(), _in_groups_of_their_own():
+            ray.init(
+                address="local",
+                num_cpus=cpus or cores(),
+                include_dashboard=False,
+                object_store_memory=object_store_bytes,
+                _temp_dir=str(scratch),
+                _node_ip_address="127.0.0.1",
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+    except Exception as error:  # Ray has no class of its own for it
+        raise DmxError(
+            f"Ray did not start on {os.uname().nodename}: {error} One of its processes may have been ended, "
+            "by somebody or for want of memory; the same command tries again"
+        ) from error
 
 
 @contextmanager

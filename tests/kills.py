@@ -267,6 +267,8 @@ def strike(job: Job, whole: Undisturbed, number: int, rng: random.Random) -> Out
         outcome.rude = rudeness(command, how)
         if outcome.end_s > PROMISED_S:
             outcome.rude.append(f"took {outcome.end_s:.1f} s to end")
+    elif outcome.end_s >= PATIENCE_S:
+        outcome.rude = [f"did not end within {PATIENCE_S:.0f} s: {command.errors.read_text()[-400:]}"]
     last = command
     while last.process.returncode and not _is_whole(job, out, whole):
         if outcome.restarts == MOST_RESTARTS:

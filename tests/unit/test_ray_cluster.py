@@ -51,6 +51,29 @@ def test_waiting_for_hosts_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         await_hosts(2, 1.0)
 
 
+def test_a_cluster_that_does_not_start_is_an_error() -> None:
+    """As where one of its processes is ended for want of memory."""
+    code = (
+        "import psutil, threading, time\n"
+        "from dmx.errors import DmxError\n"
+        "from dmx.ray_cluster import ray_cluster\n"
+        "def end():\n"
+        "    while True:\n"
+        "        time.sleep(0.01)\n"
+        "        for child in psutil.Process().children():\n"
+        "            if child.name() == 'raylet': child.kill()\n"
+        "threading.Thread(target=end, daemon=True).start()\n"
+        "try:\n"
+        "    with ray_cluster(1): pass\n"
+        "except DmxError as error: print(error)"
+    )
+    environment = os.environ | {"RAY_raylet_start_wait_time_s": "3"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=120)
+    assert done.stdout.startswith(f"Ray did not start on {os.uname().nodename}: ")
+    assert done.stdout.endswith("for want of memory; the same command tries again\n")
+
+
 def test_workers_have_an_arena_for_each_core_unless_told_otherwise() -> None:
     """By itself glibc has eight times as many, and training grows for as long as they fill."""
     code = (
