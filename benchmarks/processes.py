@@ -34,8 +34,8 @@ class Usage:
         shared_bytes: shared memory: what they have mapped of it, or its files that they hold open in
             /dev/shm, whichever is more.
         handles: open files, sockets and pipes.
-        mapped_files: pieces of address space that files take. Others are the allocator's, which come and go,
-            and count by their bytes.
+        maps: pieces of address space, of files and of the allocator.
+        mapped_files: those that files take.
         threads: of all.
         largest_bytes: the highest resident size, pages of files and shared memory included, that any one
             process has had since it began.
@@ -46,6 +46,7 @@ class Usage:
     mapped_bytes: int = 0
     shared_bytes: int = 0
     handles: int = 0
+    maps: int = 0
     mapped_files: int = 0
     threads: int = 0
     largest_bytes: int = 0
@@ -104,8 +105,7 @@ def _add(total: Usage, folder: Path, shared_files: dict[tuple[int, int], int]) -
     pages, status = dict(_kib(folder / "smaps_rollup")), dict(_kib(folder / "status"))
     taken = {attribute: pages[name] for name, attribute in PAGE_FIELDS.items()}
     largest, threads = status["VmHWM"], len(os.listdir(folder / "task"))
-    mapped_files = sum(map(_is_of_a_file, (folder / "maps").read_bytes().splitlines()))
-    handles = os.listdir(folder / "fd")
+    maps, handles = (folder / "maps").read_bytes().splitlines(), os.listdir(folder / "fd")
     for handle in handles:
         try:
             if os.readlink(folder / "fd" / handle).startswith(SHARED_MEMORY):
@@ -117,7 +117,8 @@ def _add(total: Usage, folder: Path, shared_files: dict[tuple[int, int], int]) -
         setattr(total, attribute, getattr(total, attribute) + size)
     total.processes += 1
     total.threads += threads
-    total.mapped_files += mapped_files
+    total.maps += len(maps)
+    total.mapped_files += sum(map(_is_of_a_file, maps))
     total.handles += len(handles)
     total.largest_bytes = max(total.largest_bytes, largest)
 

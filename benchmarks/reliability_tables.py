@@ -75,12 +75,12 @@ def reliability_soak(results: dict[str, Any]) -> str:
     """Memory and handles at both ends of each span of epochs, and how they grow in it."""
     lines = head(
         "started by", "epochs", "held at first, MiB", "at the end, MiB", "MiB an epoch (95 %)",
-        "open files", "threads", "mapped files an epoch", "shared memory, MiB",
+        "open files", "threads", "mapped files an epoch", "all mapped pieces an epoch", "shared memory, MiB",
     )  # fmt: skip
     limits, environment = results["limits"], results["environment"]
     most = {
         "held_bytes": limits["bytes"],
-        **dict.fromkeys(("handles", "threads", "mapped_files"), limits["things"]),
+        **dict.fromkeys(("handles", "threads", "maps", "mapped_files"), limits["things"]),
     }
     growing = []
     for run in results["runs"]:
@@ -93,7 +93,7 @@ def reliability_soak(results: dict[str, Any]) -> str:
                     run["launcher"], within, *(f"{rows[end]['held_bytes'] / MIB:.1f}" for end in (0, -1)),
                     f"{middle:+.3f} ({low:+.3f} to {high:+.3f})",
                     *(f"{rows[0][name]:,} to {rows[-1][name]:,}" for name in ("handles", "threads")),
-                    f"{slopes['mapped_files']['slope']:+.2f}",
+                    *(f"{slopes[name]['slope']:+.2f}" for name in ("mapped_files", "maps")),
                     f"{rows[0]['shared_bytes'] / MIB:.1f} to {rows[-1]['shared_bytes'] / MIB:.1f}",
                 )
             )  # fmt: skip
@@ -105,9 +105,10 @@ def reliability_soak(results: dict[str, Any]) -> str:
         "",
         f"`dmx train` with the demo's recipe on tiny data, read at the end of every epoch, after "
         f"{results['warm_up']} epochs that warm up. Promised: memory surely grows by no more than "
-        f"{limits['bytes'] / MIB:g} MiB an epoch, and handles, threads and mapped files by less than "
-        f"{limits['things']:g}; {verdict}. Load average {loads} at the start; {environment['cores']} cores "
-        f"of an {environment['cpu']}; {'no GPU' if environment['gpu'] is None else environment['gpu']}.",
+        f"{limits['bytes'] / MIB:g} MiB an epoch, and handles, threads, mapped files and all pieces of "
+        f"address space by less than {limits['things']:g}; {verdict}. Load average {loads} at the start; "
+        f"{environment['cores']} cores of an {environment['cpu']}; "
+        f"{'no GPU' if environment['gpu'] is None else environment['gpu']}.",
     ]
     return "\n".join(lines)
 

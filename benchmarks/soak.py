@@ -9,8 +9,7 @@ the line of an epoch is in epochs.jsonl, memory, open files, threads and shared 
 that it started are read. The first 10 epochs warm up: they have all stages of the method, and what is
 allocated or compiled once. Over the others a line is fitted, and over those up to the 50th alone, for the
 allocator takes a while to spread: the median of the slopes of all pairs of epochs, with its 95 % interval
-(Theil, "A rank-invariant method", 1950; Sen, JASA 1968). Pieces of address space count where they are of
-files; the allocator's count by their bytes.
+(Theil, "A rank-invariant method", 1950; Sen, JASA 1968).
 
 Fails where something grows over either: memory with the low end of the interval above 0.25 MiB an epoch, or
 anything else by as much as one in ten epochs. Writes benchmarks/results/soak.json, where the run of
@@ -58,10 +57,10 @@ POLL_S = 0.02
 TIMEOUT_S = 3600.0
 # What counts as growing, an epoch.
 MOST_BYTES, MOST_THINGS = 2**18, 0.1
-MEMORY, THINGS = ("held_bytes",), ("handles", "threads", "mapped_files", "processes")
+MEMORY, THINGS = ("held_bytes",), ("handles", "threads", "maps", "mapped_files", "processes")
 # Written down before each was measured.
 PREDICTION = {
-    "growth": {"held_mib_an_epoch": 0.05, "handles": 0.0, "threads": 0.0, "mapped_files": 0.0},
+    "growth": {"held_mib_an_epoch": 0.05, "handles": 0.0, "threads": 0.0, "maps": 0.0},
     "reason": "nothing is kept from epoch to epoch but the list of results, a kilobyte each; threads of the "
     "loader and of kernels come and go with an epoch. TensorBoard's file stays open from the start.",
     "ray": {"held_mib_an_epoch": 0.1},

@@ -79,7 +79,7 @@ def launch(
     """
     check_launch(launcher, workers)
     if launcher == "inline":
-        remove_left(folder)
+        remove_launches(folder)
         run_task(task, arguments)
         return
     with _storage(folder) as storage:
@@ -98,7 +98,7 @@ def launch(
 def _storage(folder: Path) -> Iterator[Path]:
     """A folder for the word between a launch and its workers; what a killed launch left is removed."""
     folder.mkdir(parents=True, exist_ok=True)
-    remove_left(folder)
+    remove_launches(folder)
     storage = Path(tempfile.mkdtemp(prefix=".launch-", dir=folder.absolute()))
     try:
         yield storage
@@ -106,7 +106,7 @@ def _storage(folder: Path) -> Iterator[Path]:
         shutil.rmtree(storage, ignore_errors=True)
 
 
-def remove_left(folder: Path) -> None:
+def remove_launches(folder: Path) -> None:
     """Remove what launches that were killed left in a folder; not while one runs there."""
     for left in folder.glob(".launch-*"):
         shutil.rmtree(left, ignore_errors=True)

@@ -127,8 +127,8 @@ def _start(cpus: int | None, object_store_bytes: int | None, scratch: Path) -> N
             )
     except Exception as error:  # Ray has no class of its own for it
         raise DmxError(
-            f"Ray did not start on {os.uname().nodename}: {error} One of its processes may have been ended, "
-            "by somebody or for want of memory; the same command tries again"
+            f"Ray did not start on {os.uname().nodename}: one of its processes may have been ended, by "
+            f"somebody or for want of memory; the same command tries again. What Ray says: {error}"
         ) from error
 
 

@@ -129,8 +129,9 @@ def status() -> int:
 
 def end(status: int) -> NoReturn:
     """End this process, which has nothing open: Python takes seconds to tidy up large libraries."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # whoever read it is gone
+            stream.flush()
     os._exit(status)
 
 

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
     from dmx.clustering import RESULT, TASK, ClusterJob, read_cameras, remove_beginnings
     from dmx.features import Features
-    from dmx.launching import check_launch, launch, remove_left
+    from dmx.launching import check_launch, launch, remove_launches
     from dmx.stopping import say_at_the_end
 
     check_launch(args.launcher, args.workers)
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     say_at_the_end()
     if (out / RESULT).exists():
         remove_beginnings(out)
-        remove_left(out)
+        remove_launches(out)
         print(f"{out} is finished")
     else:
         launch(

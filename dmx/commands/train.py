@@ -126,7 +126,7 @@ def _train(args: argparse.Namespace) -> int:
         _require_same(config, with_absolute_paths(saved), folder)
 
     from dmx import stopping
-    from dmx.launching import launch, remove_left
+    from dmx.launching import launch, remove_launches
     from dmx.train.data import shares_batches
     from dmx.train.recovery import DESCRIPTION, recover
     from dmx.train.resume import goes_further, standing
@@ -135,7 +135,7 @@ def _train(args: argparse.Namespace) -> int:
     recover(folder, DESCRIPTION)
     result = folder / RESULT
     if result.exists() and not goes_further(folder, config):
-        remove_left(folder)
+        remove_launches(folder)
         print(
             f"{folder} is finished; train it further with --resume --schedule.epochs N, or choose "
             "another --run to train again"

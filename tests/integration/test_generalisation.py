@@ -60,7 +60,9 @@ def test_a_trial_of_every_way_goes_on_and_is_drawn(tmp_path: Path) -> None:
 
     drawn = run(tmp_path, "generalisation_pictures.py", "--out", str(tmp_path / "pictures"))
     assert drawn.returncode == 0, drawn.stderr
-    assert ">no switch, street labelled<" in (tmp_path / "pictures" / "clusters.svg").read_text(encoding="utf-8")
+    assert ">no switch, street labelled<" in (tmp_path / "pictures" / "clusters.svg").read_text(
+        encoding="utf-8"
+    )
     assert ">DomainMix<" in (tmp_path / "pictures" / "discriminator.svg").read_text(encoding="utf-8")
     assert (tmp_path / "pictures" / "domains.png").stat().st_size > 10_000
     measured = json.loads((tmp_path / "generalisation_trial_cameras.json").read_text(encoding="utf-8"))
