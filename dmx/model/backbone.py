@@ -34,20 +34,16 @@ def build_backbone(config: ModelConfig) -> nn.Module:
     name = config.backbone
     base = name.removesuffix(IBN_A)
     _require_known(name, base)
-    from_timm = config.pretrained and not config.weights
-    if from_timm and (base != name or name in OSNETS):
-        published = "torchreid's" if name in OSNETS else "the published IBN-Net"
-        raise DmxError(
-            f"model.pretrained: timm has no weights for {name!r}; download {published} weights and name the "
-            "file in model.weights (--init), or train from scratch with model.pretrained=false"
-        )
+    require_weights(config)
     if name in OSNETS:
         if config.backbone_args:
             raise DmxError(f"backbone {name!r}: wanted no backbone_args, found {config.backbone_args}")
         return build_osnet(name)
     arguments = {**config.backbone_args, "num_classes": 0, "global_pool": ""}
     try:
-        backbone: nn.Module = timm.create_model(base, pretrained=from_timm, **arguments)
+        backbone: nn.Module = timm.create_model(
+            base, pretrained=config.pretrained and not config.weights, **arguments
+        )
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise DmxError(
             f"backbone {name!r} with backbone_args {config.backbone_args}: timm cannot build it: {error}"
@@ -57,6 +53,21 @@ def build_backbone(config: ModelConfig) -> nn.Module:
     if config.last_stride == 1:
         remove_last_stride(backbone)
     return backbone
+
+
+def require_weights(config: ModelConfig) -> None:
+    """Check that weights that are asked for are to be had: timm's, or a file of one's own, which goes first.
+
+    Raises:
+        DmxError: timm has none, and there is no file.
+    """
+    name = config.backbone
+    if config.pretrained and not config.weights and (name.endswith(IBN_A) or name in OSNETS):
+        published = "torchreid's" if name in OSNETS else "the published IBN-Net"
+        raise DmxError(
+            f"model.pretrained: timm has no weights for {name!r}; download {published} weights and name the "
+            "file in model.weights (--init), or train from scratch with model.pretrained=false"
+        )
 
 
 def remove_last_stride(backbone: nn.Module) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from dmx.config import Config, differences, from_tree, read_yaml, with_absolute_paths
 from dmx.errors import DmxError
 from dmx.model import build_model
+from dmx.model.backbone import require_weights
 from dmx.model.weights import load_weights
 from dmx.train.checkpoint import Progress, latest, read_state
 from dmx.train.runlog import CONFIG, STEPS, read_lines
@@ -51,12 +52,15 @@ def starting_point(run: Path, config: Config) -> str | None:
     """What a run without a checkpoint takes from its file of weights, in a line; None where it takes none.
 
     Raises:
-        DmxError: the file cannot be read or does not fit the backbone.
+        DmxError: the file cannot be read or does not fit the backbone, or there is none where one is needed.
     """
     weights = config.model.weights
-    if weights is None or latest(run) is not None:
+    if latest(run) is not None:
         return None
-    model = build_model(replace(config.model, weights=None))
+    require_weights(config.model)
+    if weights is None:
+        return None
+    model = build_model(replace(config.model, pretrained=False, weights=None))
     return load_weights(model, weights, config.model.backbone).told(weights)
 
 

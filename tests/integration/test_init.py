@@ -52,6 +52,23 @@ def test_training_starts_from_a_checkpoint_of_torchreids_kind(
         torch.testing.assert_close(model.backbone.get_parameter(name), value, rtol=0, atol=1e-6)
 
 
+def test_a_recipe_that_asks_for_weights_takes_a_file(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As those with IBN-a do, for which timm has none to download."""
+    model = {"backbone": "resnet18_ibn_a", "backbone_args": {"channels": [8, 8, 8, 8]}}
+    donor = build_model(from_tree(("test", {"model": model})).model).backbone
+    torch.save(donor.state_dict(), tmp_path / "ibn.pth")
+    words = [f"model.{name}={value}" for name, value in {**model, "pretrained": "true"}.items()]
+    asking = [*command, *(word for setting in words for word in ("--set", setting))]
+    assert main(asking) == 2
+    assert "name the file in model.weights (--init)" in capsys.readouterr().err
+    assert main([*asking, "--init", str(tmp_path / "ibn.pth")]) == 0
+    found, _ = load_model(tmp_path / "run")
+    for name, value in donor.named_parameters():
+        torch.testing.assert_close(found.backbone.get_parameter(name), value, rtol=0, atol=1e-6)
+
+
 def test_a_file_that_does_not_fit_begins_no_run(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
