@@ -99,8 +99,26 @@ def _run_crews(
                 file=sys.stderr,
                 flush=True,
             )
+            _free_cores()
         else:
             return
+
+
+def _free_cores() -> None:
+    """Give back what a crew held that was lost: the placement groups of this job.
+
+    Ray's own cleaner asks its dashboard whether a crew's controller lives, which a private cluster has not,
+    and does not know of a crew that was not complete yet.
+    """
+    import ray
+    from ray.util import placement_group_table, remove_placement_group
+    from ray.util.placement_group import PlacementGroup
+
+    job = ray.get_runtime_context().get_job_id()
+    for name, group in placement_group_table().items():
+        # Names of what is a job's end with the job's.
+        if name.endswith(job) and group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
 
 
 def _await_room(workers: int, allowed: Callable[[int], bool]) -> Crew:
