@@ -36,7 +36,7 @@ def reliability_kill(results: dict[str, Any]) -> str:
         f"undisturbed result, by the same command. At work: it had begun to write. {through} ended well all "
         "the same, with the memory that they had, or as the signal came. Left behind: processes, "
         f"shared memory, temporary files. End: from SIGTERM or SIGINT to the end of the process, on "
-        f"{results['machine']['cores']} cores that were busy with other work besides. "
+        f"{results['machine']['cores']} cores, which for some of the commands had other work besides. "
         "`python benchmarks/kill.py` measures it.",
     ]
     return "\n".join(lines)
