@@ -12,7 +12,8 @@ A checkpoint is a folder of safetensors and JSON, without pickles:
     SHA256SUMS                 checksums of all these
 
 It is written beside its place, flushed to the disk, renamed, and only then does the file `latest` name it:
-a crash at any moment leaves the previous checkpoint in force.
+a crash at any moment leaves the previous checkpoint in force. Where that file is lost or damaged itself, the
+newest checkpoint is in force.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ FORMAT = 1
 FOLDER = "checkpoints"
 LATEST = "latest"
 BEST = "best"
+# Ends the name of one behind an epoch's last step whose tests and record are still to come.
+OPEN = "-open"
 MODEL = "model"
 STATE_FILE = "state.json"
 CONFIG_FILE = "config.yaml"
@@ -115,7 +118,8 @@ def write_checkpoint(
         DmxError: the disk is full, or the folder cannot be written.
     """
     folder = run / FOLDER
-    name = _unused_name(run, progress.global_step)
+    is_open = progress.step == config.schedule.steps_per_epoch
+    name = _unused_name(run, f"step-{progress.global_step:08d}{OPEN * is_open}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(".step-*.tmp"):  # by a crash
@@ -128,7 +132,7 @@ def write_checkpoint(
         point(run, LATEST, name)
     except (OSError, SafetensorError) as error:
         raise _not_written(run, name, error) from error
-    _forget_old(folder, keep)
+    _forget_old(run, keep)
     return folder / name
 
 
@@ -165,13 +169,12 @@ def _not_written(run: Path, name: str, error: Exception) -> DmxError:
     )
 
 
-def _unused_name(run: Path, global_step: int) -> str:
+def _unused_name(run: Path, wanted: str) -> str:
     """The checkpoint's name; a folder that nothing points to (left by a crash) makes way."""
-    name, again = f"step-{global_step:08d}", 0
-    pointed = {latest(run, pointer) for pointer in (LATEST, BEST)}
-    while (run / FOLDER / name) in pointed:
+    name, again = wanted, 0
+    while (run / FOLDER / name) in _in_force(run):
         again += 1
-        name = f"step-{global_step:08d}-{again}"
+        name = f"{wanted}-{again}"
     shutil.rmtree(run / FOLDER / name, ignore_errors=True)
     return name
 
@@ -194,24 +197,44 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def _forget_old(folder: Path, keep: int) -> None:
-    pointed = {
-        (folder / name).read_text(encoding="utf-8").strip()
-        for name in (LATEST, BEST)
-        if (folder / name).exists()
-    }
-    found = sorted(path for path in folder.glob("step-*") if path.is_dir())
-    for path in found[: max(0, len(found) - keep)]:
-        if path.name not in pointed:
+def _forget_old(run: Path, keep: int) -> None:
+    in_force, found = _in_force(run), _checkpoints(run)
+    names = {path.name for path in found}
+    closed = [path for path in found if path.name.endswith(OPEN) and path.name.removesuffix(OPEN) in names]
+    others = [path for path in found if path not in closed]
+    for path in closed + others[: max(0, len(others) - keep)]:
+        if path not in in_force:
             shutil.rmtree(path)
 
 
+def _in_force(run: Path) -> set[Path | None]:
+    return {latest(run, pointer) for pointer in (LATEST, BEST)}
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    """All of a run, the newest last."""
+    return sorted(path for path in (run / FOLDER).glob("step-*") if path.is_dir())
+
+
 def latest(run: Path, pointer: str = LATEST) -> Path | None:
-    """The checkpoint a run folder's pointer names; None when there is none yet."""
-    file = run / FOLDER / pointer
-    if not file.exists():
+    """The checkpoint a run folder's pointer names; None when there is none yet.
+
+    Where `latest` is lost or damaged, the newest one.
+    """
+    named = pointed(run, pointer)
+    if named is not None or pointer != LATEST:
+        return named
+    return next(reversed(_checkpoints(run)), None)
+
+
+def pointed(run: Path, pointer: str = LATEST) -> Path | None:
+    """The checkpoint that a pointer names; None where there is no such file, or it names none."""
+    try:
+        name = (run / FOLDER / pointer).read_text(encoding="utf-8").strip()
+    except (FileNotFoundError, UnicodeDecodeError):
         return None
-    return run / FOLDER / file.read_text(encoding="utf-8").strip()
+    path = run / FOLDER / name
+    return path if path in _checkpoints(run) else None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

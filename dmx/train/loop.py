@@ -145,8 +145,7 @@ def evaluate(trainer: Trainer, epoch: int) -> None:
     """Close the epoch: report on the test sets, log, write a checkpoint."""
     config = trainer.config
     record = {"epoch": epoch, **trainer.progress.record}
-    is_last = epoch + 1 == config.schedule.epochs
-    if trainer.data.tests and (is_last or (epoch + 1) % config.schedule.evaluate_every == 0):
+    if _is_tested(trainer, epoch):
         with trainer.timed("evaluate"):
             tests = _test(trainer, epoch)
         record |= {"tests": tests, "evaluate_s": trainer.progress.record["evaluate_s"]}
@@ -159,6 +158,13 @@ def evaluate(trainer: Trainer, epoch: int) -> None:
     trainer.saved_labels = None
     # The published code keeps the checkpoint that is best on a test set, too.
     trainer.save(best=config.compat == "official" and progress.best_epoch() is record)
+
+
+def _is_tested(trainer: Trainer, epoch: int) -> bool:
+    """Whether the test sets follow an epoch."""
+    schedule = trainer.config.schedule
+    is_last = epoch + 1 == schedule.epochs
+    return bool(trainer.data.tests) and (is_last or (epoch + 1) % schedule.evaluate_every == 0)
 
 
 def _embed_split(
@@ -239,12 +245,15 @@ def _log_step(trainer: Trainer, epoch: int, step: int, values: dict[str, float])
 
 
 def _count_step(trainer: Trainer, epoch: int, step: int, labels: EpochLabels | None) -> None:
-    """Move on by one step, and write a checkpoint when it is time for one within the epoch, or to stop."""
+    """Move on by one step, and write a checkpoint when it is time for one, before long tests, or to stop."""
     schedule, progress = trainer.config.schedule, trainer.progress
     progress.epoch, progress.step = epoch, step + 1
     progress.global_step += 1
-    every, is_last = schedule.checkpoint_every_steps, step + 1 == schedule.steps_per_epoch
-    is_due = every and (step + 1) % every == 0 and not is_last
+    if step + 1 == schedule.steps_per_epoch:
+        is_due = _is_tested(trainer, epoch)
+    else:
+        every = schedule.checkpoint_every_steps
+        is_due = every > 0 and (step + 1) % every == 0
     if is_due or stopping.agreed():
         trainer.save(labels)
 

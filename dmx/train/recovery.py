@@ -8,7 +8,7 @@ from pathlib import Path
 from dmx.checksums import damage
 from dmx.errors import DmxError
 from dmx.progress import say
-from dmx.train.checkpoint import BEST, CONFIG_FILE, FOLDER, LATEST, STATE_FILE, latest, point
+from dmx.train.checkpoint import BEST, CONFIG_FILE, FOLDER, LATEST, STATE_FILE, latest, point, pointed
 
 # Enough to know what a run is, without reading gigabytes.
 DESCRIPTION = (STATE_FILE, CONFIG_FILE)
@@ -31,6 +31,9 @@ def recover(run: Path, names: Container[str] | None = None) -> Path | None:
     named = latest(run)
     if named is None:
         return None
+    if pointed(run) != named:
+        say(f"warning: {run / FOLDER / LATEST} names no checkpoint: going on from {named.name}, the newest")
+        point(run, LATEST, named.name)
     found = sorted(path for path in (run / FOLDER).glob("step-*") if path.name <= named.name)
     faults: dict[Path, str] = {}
     for path in dict.fromkeys([named, *reversed(found)]):

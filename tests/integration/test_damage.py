@@ -72,6 +72,30 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
     assert (run / FOLDER / "damaged-step-00000036").is_dir()
 
 
+def _garble(file: Path) -> None:
+    """No UTF-8."""
+    file.write_bytes(b"\xff" * 14)
+
+
+@pytest.mark.parametrize("harm", [_flip, _empty, _garble, Path.unlink])
+def test_a_run_goes_on_although_it_is_lost_which_checkpoint_is_the_latest(
+    whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], harm: Callable[[Path], None]
+) -> None:
+    """By the newest that is whole; nothing is trained again, and nothing removed."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / RESULT).unlink()
+    harm(run / FOLDER / LATEST)
+    _flip(run / FOLDER / "step-00000036" / "model.safetensors")
+    before = sorted(path.name for path in (run / FOLDER).glob("step-*"))
+    train_worker(run)
+    told = capfd.readouterr().err
+    assert f"{run / FOLDER / LATEST} names no checkpoint: going on from step-00000036, the newest" in told
+    assert "going on from step-00000032, the last whole one" in told
+    assert_bit_identical(run, whole)
+    assert set(before) <= {path.name for path in (run / FOLDER).iterdir()}
+
+
 def test_several_damaged_ones(whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The last whole one is used; where there is none, the error names them all and nothing is moved."""
     run = tmp_path / "run"

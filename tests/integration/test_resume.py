@@ -19,7 +19,7 @@ from runs import assert_bit_identical, clusters_of, losses_of, prepare, tensors_
 from dmx import stopping
 from dmx.config import from_tree, read_yaml
 from dmx.train import loop
-from dmx.train.checkpoint import latest, load_model
+from dmx.train.checkpoint import FOLDER, latest, load_model
 from dmx.train.resume import standing
 from dmx.train.runlog import CONFIG, EPOCHS, STEPS, describe_run, read_lines
 from dmx.train.trainer import Trainer
@@ -132,6 +132,32 @@ def test_a_run_that_is_told_to_stop_saves_behind_its_step_and_goes_on_bit_identi
         assert standing(run, config).startswith(f" at step {done} of {STEPS_PER_EPOCH * EPOCH_COUNT}, saved ")
     train_worker(run)
     assert_bit_identical(run, whole)
+
+
+def test_a_run_that_is_told_to_stop_while_it_is_tested_has_saved_its_epoch(
+    whole: Path, killed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests may be long; no step is done again because of them. One checkpoint stays of the epoch."""
+    run, test = _copy(killed, tmp_path / "run"), loop._test
+
+    def told(trainer: Trainer, epoch: int) -> dict[str, dict[str, float]]:
+        if epoch + 1 < EPOCH_COUNT:
+            return test(trainer, epoch)
+        stopping.wish(signal.SIGTERM)
+        raise stopping.Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stopping, "_state", stopping._State())
+        patch.setattr(loop, "_test", told)
+        with pytest.raises(stopping.Stopped):
+            train_worker(run)
+    steps = STEPS_PER_EPOCH * EPOCH_COUNT
+    config = from_tree(("saved", read_yaml(run / CONFIG)))
+    assert standing(run, config).startswith(f" at step {steps} of {steps}, saved ")
+    monkeypatch.setattr(loop, "_log_step", None)  # nothing is trained any more
+    train_worker(run)
+    assert_bit_identical(run, whole)
+    assert [path.name for path in (run / FOLDER).glob(f"step-{steps:08d}*")] == [f"step-{steps:08d}"]
 
 
 @pytest.mark.parametrize("zero_stage", [0, 3])
