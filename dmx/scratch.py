@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+NEW = ".dmx-new-"  # begins the name of a folder that is not locked yet
+NEW_S = 60.0  # after which nobody is about to lock it any more
 WAIT_S = 2.0
 POLL_S = 0.05
 Process = tuple[int, int]  # its number, and when it started: numbers come again
@@ -35,12 +37,12 @@ def scratch_folder(
     """
     remove_left(prefix, parent)
     # Nobody takes it for one that was left before it is locked: until then it has another name.
-    made = Path(tempfile.mkdtemp(prefix=".dmx-new-", dir=parent))
+    made = Path(tempfile.mkdtemp(prefix=NEW, dir=parent))
+    folder = made.with_name(prefix + made.name.removeprefix(NEW))
     lock = os.open(made, os.O_RDONLY)
     try:
         with suppress(OSError):  # some network file systems lock no folders, where it is not told apart
             fcntl.flock(lock, fcntl.LOCK_EX)
-        folder = made.with_name(prefix + made.name.removeprefix(".dmx-new-"))
         made.rename(folder)
         _locks[folder] = lock
         try:
@@ -51,6 +53,7 @@ def scratch_folder(
                 shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(lock)
+        shutil.rmtree(made, ignore_errors=True)  # where it did not come to its name
     if is_left():
         return
     # Processes of one that was killed may have gone on writing for a moment when this one started.
@@ -65,9 +68,11 @@ def lock_of(folder: Path) -> int:
 def remove_left(prefix: str, parent: Path) -> None:
     """Remove the scratch folders of processes of this user that are no more."""
     for folder in parent.iterdir():
-        if not folder.name.startswith(prefix):
+        if not folder.name.startswith((prefix, NEW)):
             continue
         with suppress(OSError):  # another process removes it, too, or it is not ours to remove
+            if folder.name.startswith(NEW) and time.time() - folder.stat().st_mtime < NEW_S:
+                continue
             lock = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
             try:
                 if os.fstat(lock).st_uid == os.getuid():

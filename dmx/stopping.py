@@ -112,9 +112,11 @@ def say_at_the_end(words: Callable[[], str] = lambda: "; the same command goes o
     _state.words = words
 
 
-def last_words() -> str:
+def last_words(*, by_force: bool = False) -> str:
     """One line: by what this process was stopped, and what there is to say of it."""
     line = f"stopped by {signal.Signals(_state.signum or signal.SIGTERM).name}"
+    if by_force:
+        line += f", by force after {MAIN_S:.2g} s"
     if _state.words is None:
         return f"{line}; the same command begins again"
     with suppress(OSError, ValueError):  # nothing that cannot be read shall hide that it was stopped
@@ -232,7 +234,7 @@ def _watch(reader: int, done: threading.Event, name: Callable[[], str]) -> None:
             if heard[0] in SIGNALS:
                 wish(heard[0])
                 if not done.wait(MAIN_S):
-                    sys.stderr.write(f"{name()}: {last_words()}\n")
+                    sys.stderr.write(f"{name()}: {last_words(by_force=True)}\n")
                     sys.stderr.flush()
                     os._exit(status())
 

@@ -395,6 +395,8 @@ def rudeness(command: Command, how: Strike) -> list[str]:
         found.append(f"status {command.process.returncode}: {text[-400:]}")
     elif command.process.returncode and f"stopped by {signal.Signals(how.signum).name}" not in text:
         found.append(f"does not say by what it was stopped: {text[-400:]}")
+    if "by force" in text:
+        found.append(f"did not end by itself: {text[-400:]}")
     if "Traceback" in text:
         found.append(f"a traceback: {text[text.index('Traceback') :][:600]}")
     return found

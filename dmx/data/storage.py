@@ -101,7 +101,8 @@ def locate(folder: str | Path) -> Location:
         DmxError: the URI's scheme is not one that `pyarrow.fs` knows, or the URI holds a password.
     """
     text = str(folder)
-    if match := re.match(r"[A-Za-z][A-Za-z0-9+.-]+://[^/@:]*:[^/@]*@", text):
+    # AWS's secrets have slashes in them; behind the colon of others stands a port.
+    if match := re.match(r"(s3://[^/@:]*:[^@]*|[A-Za-z][A-Za-z0-9+.-]+://[^/@:]*:[^/@]*)@", text, re.I):
         # Other users see it, and it would be kept in manifests, settings and logs.
         raise DmxError(
             f"{match[0].partition('://')[0]}://...@{text[match.end() :]}: wanted a URI without a password, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -46,6 +47,28 @@ def test_what_a_killed_process_left_the_next_one_removes(
     (tmp_path / "other-folder").mkdir()
     with scratch_folder("try-", tmp_path) as folder:
         assert sorted(tmp_path.iterdir()) == sorted([folder, tmp_path / "other-folder"])
+
+
+def test_what_was_killed_before_it_had_its_name_goes_a_minute_later(tmp_path: Path) -> None:
+    """Not at once: its owner may be about to lock it."""
+    left, young = tmp_path / ".dmx-new-left", tmp_path / ".dmx-new-young"
+    for folder in (left, young):
+        folder.mkdir()
+    minute_ago = time.time() - 61
+    os.utime(left, (minute_ago, minute_ago))
+    with scratch_folder("try-", tmp_path):
+        assert not left.exists()
+    assert list(tmp_path.iterdir()) == [young]
+
+
+def test_what_does_not_come_to_its_name_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="no"), scratch_folder("try-", tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_descendants_are_awaited_and_then_ended(monkeypatch: pytest.MonkeyPatch) -> None:

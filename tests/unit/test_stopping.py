@@ -112,7 +112,7 @@ def test_whoever_does_not_come_to_an_end_is_ended_with_a_word() -> None:
     process = start("try:\n    told()\nfinally:\n    time.sleep(60)", stop_s=1)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=10)
-    assert said == f"dmx test: stopped by SIGTERM{AGAIN}\n"
+    assert said == f"dmx test: stopped by SIGTERM, by force after 0.9 s{AGAIN}\n"
     assert process.returncode == 143
 
 
