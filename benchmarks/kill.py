@@ -46,6 +46,7 @@ def summary(command: str, kills_of_it: list[dict[str, Any]]) -> dict[str, Any]:
     ends = [one["end_s"] for one in polite]
     return {
         "command": command,
+        "dates": sorted({one["date"] for one in kills_of_it}),
         "undisturbed_s": sorted({round(one["undisturbed_s"], 1) for one in kills_of_it}),
         "writes_from_s": sorted({round(one["writes_from_s"], 1) for one in kills_of_it}),
         "kills": dict(Counter(one["strike"]["name"] for one in kills_of_it)),
@@ -68,7 +69,7 @@ def record(row: dict[str, Any]) -> None:
     rows = [old for old in found["rows"] if old["command"] != row["command"]] + [row]
     rows.sort(key=lambda old: list(kills.JOBS).index(old["command"]))
     machine = {"cores": len(os.sched_getaffinity(0)), "memory_limit": kills.memory_limit() or "none"}
-    tree = {"date": date.today().isoformat(), "machine": machine, "rows": rows}
+    tree = {"machine": machine, "rows": rows}
     RESULTS.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
 
 
@@ -108,7 +109,8 @@ def main() -> int:
                 whole = undisturbed[name]
                 outcome = kills.strike(job, whole, number, rng)
                 times = {"undisturbed_s": whole.total_s, "writes_from_s": whole.begins_s}
-                log.append({"command": name, "number": number, **times, **asdict(outcome)})
+                when = {"date": date.today().isoformat()}
+                log.append({"command": name, "number": number, **when, **times, **asdict(outcome)})
                 with open(arguments.log, "a", encoding="utf-8") as file:
                     file.write(json.dumps(log[-1]) + "\n")
                 print(json.dumps(log[-1]), flush=True)

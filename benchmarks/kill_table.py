@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from cells import head, line
@@ -37,9 +38,15 @@ def reliability_kill(results: dict[str, Any]) -> str:
         "the same, with the memory that they had, or as the signal came. Left behind: processes, "
         f"shared memory, temporary files. End: from SIGTERM or SIGINT to the end of the process, on "
         f"{results['machine']['cores']} cores, which for some of the commands had other work besides. "
-        "`python benchmarks/kill.py` measures it.",
+        f"Struck {span(row['dates'] for row in rows)}; `python benchmarks/kill.py` measures it.",
     ]
     return "\n".join(lines)
+
+
+def span(dates: Iterable[list[str]]) -> str:
+    """On a day, or from the first day to the last."""
+    first, *others = sorted({date for each in dates for date in each})
+    return f"from {first} to {others[-1]}" if others else f"on {first}"
 
 
 def called(name: str) -> str:

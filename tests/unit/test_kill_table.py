@@ -16,7 +16,15 @@ def row(**changed: Any) -> dict[str, Any]:
     kills = {"SIGKILL": 2, "SIGKILL to the group": 3, "SIGTERM": 1, "out of memory: killed": 2}
     where = {"starting": 2, "at work": 4, "through": 2}
     end_s = {"count": 1, "median": 0.44, "max": 1.26}
-    return {"command": "train-ray", "kills": kills, "where": where, "end_s": end_s, **faults, **changed}
+    return {
+        "command": "train-ray",
+        "dates": ["2026-01-02"],
+        "kills": kills,
+        "where": where,
+        "end_s": end_s,
+        **faults,
+        **changed,
+    }
 
 
 def test_kills_are_counted_by_kind_and_faults_are_shouted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,6 +37,13 @@ def test_kills_are_counted_by_kind_and_faults_are_shouted(monkeypatch: pytest.Mo
     assert "| dmx ingest | 5 | 1 | 0 | 2 | 50% | 0 | 0 | 0 |  |  |" in text
     assert "16 kills at random moments" in text
     assert "each then came to" in text
-    told = table({"machine": machine, "rows": [row(leaks=["process x"], rude=["a traceback"])]})
+    assert "Struck on 2026-01-02;" in text
+    told = table(
+        {
+            "machine": machine,
+            "rows": [row(leaks=["process x"], rude=["a traceback"], dates=["2026-01-03", "2026-01-02"])],
+        }
+    )
     assert "| 0 | 0 | 1 |" in told
     assert "2 FAULTS were found" in told
+    assert "Struck from 2026-01-02 to 2026-01-03;" in told
