@@ -64,8 +64,9 @@ else:
 # With `pytest -n 2 --dist loadscope` a file is what one worker runs. These files start hosts, SLURM or Ray,
 # and wait for each other; and those that want other tools, which the first of them installs.
 HEAVY = {
-    "test_cluster_command", "test_demo", "test_embed_command", "test_hosts", "test_kill", "test_launch",
-    "test_launch_scripts", "test_load_and_soak", "test_private_ray", "test_ray_cluster", "test_readme",
+    "test_cluster_command", "test_crews", "test_demo", "test_embed_command", "test_full_disk", "test_hosts",
+    "test_kill", "test_launch", "test_launch_scripts", "test_load_and_soak", "test_private_ray",
+    "test_ray_cluster", "test_readme",
 }  # fmt: skip
 PEERS = {"test_peer_tools", "test_peer_weights"}
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 from disks import Disk, small_disk
 from runs import prepare, write_run
+from tiny import write_set
 
 from dmx.cli import main
 from dmx.data.dataset import open_dataset
 from dmx.extraction.plan import Output, Part
 from dmx.extraction.stages import FEATURES
 from dmx.extraction.writing import write_part
+from dmx.features import Features
 from dmx.train.runlog import STEPS, read_lines
 from dmx.train.worker import train_worker
 
@@ -139,6 +144,56 @@ def test_a_part_of_features_is_there_whole_or_not_at_all(disk: Disk, places: dic
     disk.remount("size=1m")
     write_part(output, part, split, 64, [batch])
     assert [path.name for path in disk.path.iterdir()] == [part.name]
+
+
+@pytest.mark.timeout(580)
+def test_a_full_disk_while_embedding(disk: Disk, places: dict[str, str], tmp_path: Path) -> None:
+    """The whole command, which fails at its start, in a task that writes a part, and at its end."""
+    images, parts, out = 180, 4, disk.path / "features"
+    write_set(tmp_path / "set", 1, {"train": 20}, rows_per_shard=images // parts)
+    words = ["embed", places["model"], str(tmp_path / "set"), "--out", str(out)]
+
+    def embed() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "dmx", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
+
+    def whole_parts() -> dict[str, int]:
+        found = sorted(out.glob("part-*"))
+        assert [pq.read_metadata(path).num_rows for path in found] == [images // parts] * len(found)
+        return {path.name: path.stat().st_mtime_ns for path in found}
+
+    def fails_at(what: str) -> dict[str, int]:
+        """The parts that it leaves."""
+        done = embed()
+        assert done.returncode == 2, done.stderr
+        [error] = [line for line in done.stderr.splitlines() if ": error: " in line]
+        assert error.startswith(f"dmx embed: error: {out}: wanted to write {what}")
+        assert "found: No space left on device" in error
+        assert "give the same command again" in error
+        assert "Traceback" not in done.stderr
+        return whole_parts()
+
+    others = disk.path / "others"
+    others.write_bytes(bytes(16 * 1024))
+    assert fails_at("features") == {}
+    assert list(out.iterdir()) == []
+    others.unlink()
+    # The manifest takes a page of 4 KiB, each of the parts four.
+    disk.remount("size=48k")
+    first = fails_at("part-")
+    assert len(first) < parts
+    assert not json.loads((out / "embeddings.json").read_text())["finished"]
+    disk.remount(f"size={4 + parts * 16}k")
+    second = fails_at("the end of the job")
+    assert len(second) == parts
+    assert first.items() <= second.items()
+    assert not json.loads((out / "embeddings.json").read_text())["finished"]
+    disk.remount("size=64m")
+    done = embed()
+    assert done.returncode == 0, done.stderr
+    assert f"{images} images embedded" in done.stdout
+    assert whole_parts() == second
+    assert len(Features(out)) == images
 
 
 def test_a_line_that_was_cut_off_is_no_line(tmp_path: Path) -> None:
