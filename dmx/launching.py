@@ -29,6 +29,7 @@ from typing import Any
 from dmx.config import Launcher
 from dmx.cores import cores
 from dmx.errors import DmxError
+from dmx.loopback import gloo_on_loopback
 from dmx.stopping import (
     POLL_S,
     WORKER_S,
@@ -226,7 +227,11 @@ def _launch_torchrun(
         *_worker_command(task, arguments, failure, stop),
     ]
     # torchrun would set one thread; the worker shares out the cores itself.
-    environment = {"OMP_NUM_THREADS": str(max(1, cores() // workers)), **os.environ}
+    environment = {
+        "OMP_NUM_THREADS": str(max(1, cores() // workers)),
+        **gloo_on_loopback(),
+        **os.environ,
+    }
     status = _run_workers(command, environment, stop)
     raise_told(failure)
     if status:

@@ -21,6 +21,8 @@ from dmx import stopping
 from dmx.cores import cores
 from dmx.errors import DmxError
 from dmx.guard import guarded
+from dmx.loopback import gloo_on_loopback
+from dmx.progress import say
 from dmx.scratch import Process, await_ends, descendants, scratch_folder
 
 RAY_SETTINGS = {
@@ -43,6 +45,9 @@ RAY_SETTINGS = {
     # By itself glibc has eight arenas for each core, over which what threads keep spreads, epoch by epoch.
     "MALLOC_ARENA_MAX": str(cores()),
 }
+# Told to stay on loopback, Ray takes an address that other hosts reach all the same, and listens there, but
+# where this is off, as it is by itself on Windows and macOS.
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 POLL_S = 0.5
 CONNECT_S = 5.0
 HEAD_POLL_S = 2.0
@@ -65,8 +70,8 @@ def ray_cluster(cpus: int | None = None, object_store_bytes: int | None = None) 
     """Be connected to a Ray cluster within it.
 
     With RAY_ADDRESS in the environment that cluster is joined, and the arguments do nothing. Without, a
-    private one starts on this host and ends with it. It has no dashboard, and some of its processes listen on
-    all addresses, whatever Ray is told: so it asks for a token that nobody else has.
+    private one starts on this host and ends with it. It has no dashboard, listens on loopback alone, and asks
+    for a token, which other users of this host have not.
 
     Args:
         cpus: cores that the private cluster shares out; None: all that this process may use.
@@ -81,8 +86,8 @@ def ray_cluster(cpus: int | None = None, object_store_bytes: int | None = None) 
     for name, value in RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
     is_private = not joins_cluster()
-    token = _own_token() if is_private else {}
-    os.environ |= token  # Ray looks when it is imported
+    own = _private_settings() if is_private else {}
+    os.environ |= own  # Ray looks when it is imported
     try:
         import ray
     except ImportError as error:
@@ -93,8 +98,8 @@ def ray_cluster(cpus: int | None = None, object_store_bytes: int | None = None) 
         return is_private and stopping.is_ending()
 
     with ExitStack() as stack:
-        if token:
-            stack.callback(lambda: [os.environ.pop(name, None) for name in token])
+        if own:
+            stack.callback(lambda: [os.environ.pop(name, None) for name in own])
         # The names of its sockets are short.
         scratch = stack.enter_context(scratch_folder("dmx-ray-", Path("/tmp"), is_left=is_left))
         if is_private:
@@ -171,14 +176,30 @@ def _token() -> str:
     return secrets.token_hex(32)
 
 
-def _own_token() -> dict[str, str]:
-    """Variables that make a private cluster ask for a token; none where the user has set them, or has Ray.
+@functools.cache
+def _imports_ray() -> bool:
+    """Whether a private cluster imports Ray, and nobody did before; to be asked before it does."""
+    return "ray" not in sys.modules
 
-    A Ray that was imported without them would not show the token to its own cluster.
+
+def _private_settings() -> dict[str, str]:
+    """Variables that keep others out of a private cluster; none that the user has set.
+
+    None either where Ray was imported without them, which is said: it would heed some and not others, and not
+    show the token to its own cluster.
     """
-    if "RAY_AUTH_MODE" in os.environ or ("ray" in sys.modules and not _token.cache_info().currsize):
+    is_told = "RAY_AUTH_MODE" in os.environ
+    if not _imports_ray():
+        if not is_told:
+            say(
+                "warning: Ray was imported before DMX started it: its cluster asks for no token, and whoever "
+                "reaches this host's ports can run code in it. Import ray only once dmx.ray_cluster has "
+                "started it, or set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN before Python starts"
+            )
         return {}
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _token()}
+    token = {} if is_told else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _token()}
+    own = LOOPBACK | gloo_on_loopback() | token
+    return {name: value for name, value in own.items() if name not in os.environ}
 
 
 @contextmanager

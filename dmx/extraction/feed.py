@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from dmx.data.images import BrokenImageError, undecodable
 from dmx.data.shards import Split
-from dmx.distributed import World, share
+from dmx.distributed import World, meet, share
 from dmx.extraction.patience import patiently
 from dmx.extraction.pipeline import BATCHES_PER_ACTOR, BATCHES_PER_CORE, chunked, configure, told
 from dmx.extraction.plan import Part
@@ -68,11 +68,23 @@ class RayFeed:
             self._stream = self._share_streams()[world.rank]
 
     def _share_streams(self) -> Any:
-        """The streams of all processes, pickled as only Ray can."""
-        from ray import cloudpickle
+        """The streams of all processes, pickled as only Ray can.
 
-        pickled = cloudpickle.dumps(self._streams) if self._world.leads else None
-        return cloudpickle.loads(share(self._world, pickled))
+        They go by the store of Ray's head, which asks for the cluster's token; the processes' own group does
+        not.
+        """
+        from ray import cloudpickle
+        from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
+
+        key = share(self._world, f"dmx-streams-{uuid.uuid4().hex}")
+        if self._world.leads:
+            _internal_kv_put(key, cloudpickle.dumps(self._streams))
+        meet(self._world, "the start of a feed")
+        streams = cloudpickle.loads(_internal_kv_get(key))
+        meet(self._world, "the streams of a feed")
+        if self._world.leads:
+            _internal_kv_del(key)
+        return streams
 
     def _pipeline(self, height: int, width: int, batch_size: int) -> Any:
         """A dataset of decoded batches; nothing runs yet."""

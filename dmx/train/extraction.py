@@ -152,11 +152,12 @@ def _in_order(
     world: World, rows: NDArray[np.int64], features: NDArray[np.float32], images: int
 ) -> NDArray[np.float32]:
     """Everybody's features where their images stand in the split, on the first process."""
-    counts = [len(rows)]
+    embedded = torch.zeros(world.size, dtype=torch.int64)
+    embedded[world.rank] = len(rows)
     if world.size > 1:
-        counts = [0] * world.size
         with waiting("how many images each process embedded"):
-            dist.all_gather_object(counts, len(rows), group=world.control)
+            dist.all_reduce(embedded, group=world.control)
+    counts = embedded.tolist()
     all_rows = collect(world, torch.from_numpy(rows), counts).numpy()
     all_features = collect(world, torch.from_numpy(features), counts).numpy()
     if not world.leads:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 import torch
 
 from dmx.distributed import World, collect, gather_rows, meet, share, world
@@ -41,8 +42,36 @@ def _check_collectives(place: World) -> None:
     assert torch.equal(arriving[0], torch.full((4, 3), place.rank + 1.0))
     mine = torch.arange(3 * place.rank).reshape(-1, 1)
     assert collect(place, mine, [0, 3]).flatten().tolist() == ([0, 1, 2] if place.leads else [])
-    assert share(place, {"rank": place.rank}) == {"rank": 0}
+    _check_share(place)
     meet(place, "the end of the collectives")
+
+
+def _check_share(place: World) -> None:
+    """The first process's value comes to all as it is; what would not is refused before anybody waits."""
+    assert share(place, {"rank": place.rank}) == {"rank": 0}
+    numbers = [0.1, -0.0, 5e-324, 1.7976931348623157e308, float("nan"), float("inf"), float("-inf"), 2**70]
+    values = [
+        {"epoch": {"numbers": numbers, "none": None, "yes": True}, "": [], "text": 'ä \udcff\n"', "{}": {}},
+        *(None, "", 3, bytes(range(256)), b"", {}),
+    ]
+    for value in values:
+        # Their texts: NaN equals nothing, and -0.0 equals 0.
+        assert repr(share(place, value if place.leads else "another")) == repr(value)
+    tensors = {
+        "a": torch.tensor([0.1, torch.nan]).bfloat16(),
+        "empty": torch.zeros(0, 3),
+        "one": torch.tensor(2),
+    }
+    found = share(place, tensors if place.leads else {})
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0, equal_nan=True)
+    for value in ((1, 2), {1: 2}, {"a": {1}}, [torch.zeros(1)], World):
+        if place.leads:
+            with pytest.raises(
+                TypeError, match="to share: wanted bytes, tensors by name, or what JSON holds"
+            ):
+                share(place, value)
 
 
 def _main() -> None:

@@ -180,17 +180,19 @@ def test_a_task_of_srun_knows_its_place() -> None:
 
 
 def refuse(folder: str, local: tuple[int, int] | None = None) -> None:
-    """A task that wants the user to change something, and counts how often it was started."""
+    """A task that wants the user to change something, and notes each start: the interface of its Gloo."""
     starts = Path(folder) / "starts.json"
-    count = json.loads(starts.read_text()) if starts.exists() else 0
-    starts.write_text(json.dumps(count + 1))
+    before = json.loads(starts.read_text()) if starts.exists() else []
+    starts.write_text(json.dumps([*before, os.environ.get("GLOO_SOCKET_IFNAME")]))
     raise DmxError("optim.lr is too high")
 
 
 def test_what_the_user_has_to_change_is_told_once_under_torchrun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its workers are on one host, and say to each other what no other host has to hear."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     with pytest.raises(DmxError, match=r"^optim\.lr is too high$"):
         launch(
             "test_launch_scripts:refuse",
@@ -200,7 +202,7 @@ def test_what_the_user_has_to_change_is_told_once_under_torchrun(
             workers=1,
             timeout_s=60,
         )
-    assert json.loads((tmp_path / "starts.json").read_text()) == 1
+    assert json.loads((tmp_path / "starts.json").read_text()) == ["lo"]
     assert [path.name for path in tmp_path.iterdir()] == ["starts.json"]
 
 

@@ -76,17 +76,19 @@ def test_a_cluster_that_does_not_start_is_an_error() -> None:
     assert "the same command tries again. What Ray says: The current node timed out" in done.stdout
 
 
-def test_workers_have_an_arena_for_each_core_unless_told_otherwise() -> None:
+def test_workers_have_an_arena_for_each_core_and_gloo_on_loopback_unless_told_otherwise() -> None:
     """By itself glibc has eight times as many, and training grows for as long as they fill."""
+    names = ("MALLOC_ARENA_MAX", "GLOO_SOCKET_IFNAME")
     code = (
         "import os\n"
         "from dmx.ray_cluster import ray_cluster\n"
         "with ray_cluster(1):\n"
         "    import ray\n"
-        "    print(ray.get(ray.remote(lambda: os.environ['MALLOC_ARENA_MAX']).remote()))"
+        f"    print(*ray.get(ray.remote(lambda: [os.environ[name] for name in {names}]).remote()))"
     )
-    own = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
-    for environment, wanted in ((own, cores()), (own | {"MALLOC_ARENA_MAX": "7"}, 7)):
+    own = {name: value for name, value in os.environ.items() if name not in names}
+    told = {"MALLOC_ARENA_MAX": "7", "GLOO_SOCKET_IFNAME": "eth7"}
+    for environment, wanted in ((own, f"{cores()} lo"), (own | told, "7 eth7")):
         command = [sys.executable, "-c", code]
         said = subprocess.run(
             command, env=environment, check=True, capture_output=True, text=True, timeout=120
@@ -145,6 +147,30 @@ def test_a_signal_to_the_group_of_a_command_is_not_for_its_ray() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
     assert done.stdout == b"True 0\n"
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_said"),
+    [({}, True), ({"RAY_AUTH_MODE": "disabled"}, False)],
+    ids=["by default", "told"],
+)
+def test_a_ray_that_was_there_before_is_said_to_be_open(environment: dict[str, str], is_said: bool) -> None:
+    """It would not show a token that it did not find when it was imported."""
+    code = (
+        "import sys, types\n"
+        "sys.modules['ray'] = types.ModuleType('ray')\n"
+        "from dmx import ray_cluster\n"
+        "print(ray_cluster._private_settings())"
+    )
+    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-c", code]
+    said = subprocess.run(
+        command, env=own | environment, check=True, capture_output=True, text=True, timeout=120
+    )
+    assert said.stdout == "{}\n"
+    lines = [line for line in said.stderr.splitlines() if line.startswith("warning: Ray was imported before")]
+    assert len(lines) == is_said
+    assert all("set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" in line for line in lines)
 
 
 @pytest.mark.parametrize("whole_group", [False, True])
