@@ -12,6 +12,7 @@ runs in a thread, where no signal ever arrives.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -32,6 +33,13 @@ WORKER_S = 0.6 * STOP_S
 # timeout(1) sends its signal twice, to the command and to its group: that is one wish.
 AGAIN_S = 1.0
 POLL_S = 0.25
+# A thread that starts begins within a millisecond. Two looks, so far apart, must not see the same start.
+LOOK_S = 15.0
+_FRAMES_OF_A_START = 3  # itself, and what it waits in
+NO_THREAD = (
+    b"error: found no memory for a thread to begin, for which this command would wait for ever: give it more "
+    b"memory, and give the same command again\n"
+)
 
 
 class Stopped(BaseException):
@@ -228,15 +236,44 @@ def _on_signal(signum: int, _: FrameType | None) -> None:
 
 
 def _watch(reader: int, done: threading.Event, name: Callable[[], str]) -> None:
-    """End the process when it does not end by itself."""
+    """End the process when it does not end by itself, or waits for what cannot come."""
+    starting: set[FrameType] = set()
     with os.fdopen(reader, "rb", buffering=0) as pipe:
-        while heard := pipe.read(1):
-            if heard[0] in SIGNALS:
-                wish(heard[0])
-                if not done.wait(MAIN_S):
-                    sys.stderr.write(f"{name()}: {last_words(by_force=True)}\n")
-                    sys.stderr.flush()
-                    os._exit(status())
+        while True:
+            if not select.select([pipe], [], [], LOOK_S)[0]:
+                before, starting = starting, _starting()
+                if before & starting:
+                    os.write(2, NO_THREAD)
+                    os._exit(1)
+            elif heard := pipe.read(1):
+                _see_to_the_end(heard[0], done, name)
+            else:
+                return
+
+
+def _see_to_the_end(signum: int, done: threading.Event, name: Callable[[], str]) -> None:
+    if signum in SIGNALS:
+        wish(signum)
+        if not done.wait(MAIN_S):
+            sys.stderr.write(f"{name()}: {last_words(by_force=True)}\n")
+            sys.stderr.flush()
+            os._exit(status())
+
+
+def _starting() -> set[FrameType]:
+    """The calls of `Thread.start` that wait for a thread to begin.
+
+    One that finds no memory for its first step ends without a word to who waits, who then waits for ever; nor
+    is there memory in it to tell anybody else.
+    """
+    found = set()
+    for frame in sys._current_frames().values():
+        caller: FrameType | None = frame
+        for _ in range(_FRAMES_OF_A_START):
+            if caller is not None and caller.f_code is threading.Thread.start.__code__:
+                found.add(caller)
+            caller = caller and caller.f_back
+    return found
 
 
 @contextmanager

@@ -116,6 +116,24 @@ def test_whoever_does_not_come_to_an_end_is_ended_with_a_word() -> None:
     assert process.returncode == 143
 
 
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_thread_that_finds_no_memory_to_begin_is_not_waited_for(begins: bool) -> None:
+    """`Thread.start` waits until the thread says that it began, which none does whose first step fails."""
+    code = (
+        "import threading, time\n"
+        "from dmx import stopping\n"
+        "stopping.LOOK_S = 0.2\n"
+        "def fail(self): raise MemoryError\n"
+        "with stopping.listening(lambda: 'dmx test'):\n"
+        f"    if not {begins}: threading.Thread._bootstrap = fail\n"
+        "    until = time.monotonic() + 1\n"
+        "    while time.monotonic() < until: threading.Thread(target=time.sleep, args=(0,)).start()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, timeout=20)
+    assert done.returncode == (0 if begins else 1)
+    assert ("error: found no memory for a thread to begin" in done.stderr) is not begins
+
+
 def test_a_library_that_takes_the_handlers_does_not_take_the_end() -> None:
     """As ray.init does while it starts."""
     process = start("signal.signal(signal.SIGTERM, lambda *_: None)\ntold()", stop_s=1)
