@@ -33,6 +33,7 @@ WORKER_S = 0.6 * STOP_S
 # timeout(1) sends its signal twice, to the command and to its group: that is one wish.
 AGAIN_S = 1.0
 POLL_S = 0.25
+REMIND_S = 0.1
 # A thread that starts begins within a millisecond. Two looks, so far apart, must not see the same start.
 LOOK_S = 15.0
 _FRAMES_OF_A_START = 3  # itself, and what it waits in
@@ -53,6 +54,7 @@ class _State:
     signum: int | None = None
     since: float = 0.0
     handled: float | None = None
+    is_reminded: bool = False
     is_deferred: bool = False
     is_agreed: bool = False
     ends: bool = True
@@ -164,12 +166,14 @@ def listening(name: Callable[[], str], *, ends: bool = True) -> Iterator[None]:
     # The pipe tells of signals that Python's handlers cannot see yet, or that a library has taken from them.
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reader, done, name), name="stopping", daemon=True).start()
+    hook, sys.unraisablehook = sys.unraisablehook, _ignore_stopped
     try:
         with keeping_handlers():
             _handle(_on_signal)
             yield
     finally:
         done.set()
+        sys.unraisablehook = hook
         signal.set_wakeup_fd(wakeup)
         os.close(writer)  # which ends the thread
         if not ends:
@@ -222,7 +226,12 @@ def _handle(handler: Callable[[int, FrameType | None], None]) -> None:
         signal.signal(signum, handler)
 
 
-def _on_signal(signum: int, _: FrameType | None) -> None:
+def _on_signal(signum: int, frame: FrameType | None) -> None:
+    if _state.is_reminded:
+        _state.is_reminded = False
+        if not (_state.is_deferred or _is_on_its_way_out() or _holds_import_locks(frame)):
+            raise Stopped
+        return
     if _state.handled is not None:  # the way out is not to be interrupted, but may be cut short
         if time.monotonic() - _state.handled > AGAIN_S:
             os._exit(128 + signum)
@@ -231,8 +240,27 @@ def _on_signal(signum: int, _: FrameType | None) -> None:
     wish(signum)
     if _state.tell is not None:
         _state.tell(signum)
-    if not _state.is_deferred:
+    if not (_state.is_deferred or _holds_import_locks(frame)):
         raise Stopped
+
+
+def _is_on_its_way_out() -> bool:
+    """Whether `Stopped` is being handled: a callback, or code that catches all, may have swallowed it."""
+    error = sys.exc_info()[1]
+    while error is not None and not isinstance(error, Stopped):
+        error = error.__context__
+    return error is not None
+
+
+def _holds_import_locks(frame: FrameType | None) -> bool:
+    """Whether the code that was interrupted may have a lock of imports that it would not give back."""
+    return frame is not None and frame.f_code.co_filename.startswith("<frozen importlib")
+
+
+def _ignore_stopped(unraisable: sys.UnraisableHookArgs) -> None:
+    """Of `Stopped` in a callback, where Python drops it, nothing is to be said."""
+    if not issubclass(unraisable.exc_type, Stopped):
+        sys.__unraisablehook__(unraisable)
 
 
 def _watch(reader: int, done: threading.Event, name: Callable[[], str]) -> None:
@@ -252,12 +280,18 @@ def _watch(reader: int, done: threading.Event, name: Callable[[], str]) -> None:
 
 
 def _see_to_the_end(signum: int, done: threading.Event, name: Callable[[], str]) -> None:
-    if signum in SIGNALS:
-        wish(signum)
-        if not done.wait(MAIN_S):
+    """Remind the main thread until it is on its way out, and end the process where it is not out in time."""
+    if signum not in SIGNALS:
+        return
+    wish(signum)
+    while not done.wait(REMIND_S):
+        if overdue(MAIN_S):
             sys.stderr.write(f"{name()}: {last_words(by_force=True)}\n")
             sys.stderr.flush()
             os._exit(status())
+        if _state.handled is not None and signal.getsignal(signum) is _on_signal:
+            _state.is_reminded = True
+            signal.pthread_kill(threading.main_thread().ident or 0, signum)
 
 
 def _starting() -> set[FrameType]:

@@ -116,6 +116,51 @@ def test_whoever_does_not_come_to_an_end_is_ended_with_a_word() -> None:
     assert process.returncode == 143
 
 
+SWALLOWED = {
+    "code that catches all": "try:\n    told()\nexcept BaseException:\n    pass\ntime.sleep(60)",
+    "a callback": (
+        "class Left:\n    def __del__(self):\n        told()\nleft = Left()\ndel left\ntime.sleep(60)"
+    ),
+}
+
+
+@pytest.mark.parametrize("by", SWALLOWED)
+def test_who_swallows_the_end_is_told_again(by: str) -> None:
+    """The command ends by itself, and says nothing but how."""
+    process = start(SWALLOWED[by])
+    process.send_signal(signal.SIGTERM)
+    out, said = process.communicate(timeout=8)
+    assert out.splitlines()[-1] == f"stopped by SIGTERM{AGAIN}"
+    assert said == ""
+    assert process.returncode == 143
+
+
+def test_who_is_on_the_way_out_is_not_told_again() -> None:
+    process = start("try:\n    told()\nfinally:\n    time.sleep(1)\n    print('tidied')")
+    process.send_signal(signal.SIGTERM)
+    out, said = process.communicate(timeout=8)
+    assert out.splitlines()[-2:] == ["tidied", f"stopped by SIGTERM{AGAIN}"]
+    assert (said, process.returncode) == ("", 143)
+
+
+def test_an_import_that_is_stopped_gives_its_locks_back() -> None:
+    """Interrupted between taking one and seeing to its return, it would keep all threads from importing."""
+    body = (
+        "print('up', flush=True)\n"
+        "lock = threading.Lock()\n"
+        "code = 'lock.acquire(); os.kill(os.getpid(), signal.SIGTERM); lock.release()'\n"
+        "try:\n"
+        "    exec(compile(code, '<frozen importlib._bootstrap>', 'exec'))\n"
+        "    time.sleep(60)\n"
+        "finally:\n"
+        "    print('held' if lock.locked() else 'free')"
+    )
+    process = start(body)
+    out, said = process.communicate(timeout=8)
+    assert out.splitlines() == ["free", f"stopped by SIGTERM{AGAIN}"]
+    assert (said, process.returncode) == ("", 143)
+
+
 @pytest.mark.parametrize("begins", [True, False])
 def test_a_thread_that_finds_no_memory_to_begin_is_not_waited_for(begins: bool) -> None:
     """`Thread.start` waits until the thread says that it began, which none does whose first step fails."""
