@@ -289,7 +289,8 @@ def _see_to_the_end(signum: int, done: threading.Event, name: Callable[[], str])
             sys.stderr.write(f"{name()}: {last_words(by_force=True)}\n")
             sys.stderr.flush()
             os._exit(status())
-        if _state.handled is not None and signal.getsignal(signum) is _on_signal:
+        is_heard = _state.handled is not None and signal.getsignal(signum) is _on_signal
+        if is_heard and not _state.is_deferred:
             _state.is_reminded = True
             signal.pthread_kill(threading.main_thread().ident or 0, signum)
 
