@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import safetensors.torch
 import torch
 import torch.distributed as dist
 
@@ -134,52 +133,37 @@ def meet(world: World, place: str) -> None:
 def share(world: World, value: T) -> T:
     """The first process's `value`, given to all; small ones only.
 
-    It goes as bytes that nobody unpickles: whoever reaches the group's ports could send others.
+    It goes as JSON, which nobody unpickles: whoever reaches the group's ports could send another.
 
     Args:
         world: this process among the others.
-        value: bytes, a dict of CPU tensors, or what comes out of JSON as it went in: None, text, numbers (NaN
-            and infinities, too), lists, and dicts whose keys are text.
+        value: what comes out of JSON as it went in: None, text, numbers (NaN and infinities, too), lists, and
+            dicts whose keys are text.
 
     Raises:
         TypeError: on the first process, when the value is none of these.
     """
     if world.size == 1:
         return value
-    packed = bytearray(_packed(value) if world.leads else b"")
+    if world.leads and not _fits_json(value):
+        raise TypeError(f"to share: wanted what JSON holds, found {value!r:.200}")
+    packed = bytearray(json.dumps(value).encode() if world.leads else b"")
     with waiting("what the first process shares"):
         length = torch.tensor(len(packed))
         dist.broadcast(length, src=0, group=world.control)
         packed = packed or bytearray(int(length))
         dist.broadcast(torch.frombuffer(packed, dtype=torch.uint8), src=0, group=world.control)
-    return value if world.leads else _unpacked(bytes(packed))
+    shared: T = json.loads(packed)
+    return shared
 
 
-def _packed(value: Any) -> bytes:
-    """A letter for the kind of the value, and its bytes."""
-    if isinstance(value, bytes):
-        return b"b" + value
-    if value and isinstance(value, dict) and all(isinstance(part, torch.Tensor) for part in value.values()):
-        return b"t" + safetensors.torch.save(value)
-    if not _fits_json(value):
-        raise TypeError(f"to share: wanted bytes, tensors by name, or what JSON holds, found {value!r:.200}")
-    return b"j" + json.dumps(value).encode()
-
-
-def _fits_json(value: Any) -> bool:
+def _fits_json(value: object) -> bool:
     """Whether JSON changes nothing about it: it would make lists of tuples, and text of all keys."""
     if isinstance(value, dict):
         return all(isinstance(key, str) for key in value) and all(map(_fits_json, value.values()))
     if isinstance(value, list):
         return all(map(_fits_json, value))
     return value is None or isinstance(value, str | int | float)
-
-
-def _unpacked(packed: bytes) -> Any:
-    kind, body = packed[:1], packed[1:]
-    if kind == b"b":
-        return body
-    return safetensors.torch.load(body) if kind == b"t" else json.loads(body)
 
 
 def collect(world: World, part: torch.Tensor, counts: list[int]) -> torch.Tensor:

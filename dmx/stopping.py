@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -166,7 +167,8 @@ def listening(name: Callable[[], str], *, ends: bool = True) -> Iterator[None]:
     # The pipe tells of signals that Python's handlers cannot see yet, or that a library has taken from them.
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reader, done, name), name="stopping", daemon=True).start()
-    hook, sys.unraisablehook = sys.unraisablehook, _ignore_stopped
+    hook = sys.unraisablehook
+    sys.unraisablehook = partial(_drop_stopped, hook)
     try:
         with keeping_handlers():
             _handle(_on_signal)
@@ -257,10 +259,12 @@ def _holds_import_locks(frame: FrameType | None) -> bool:
     return frame is not None and frame.f_code.co_filename.startswith("<frozen importlib")
 
 
-def _ignore_stopped(unraisable: sys.UnraisableHookArgs) -> None:
-    """Of `Stopped` in a callback, where Python drops it, nothing is to be said."""
+def _drop_stopped(
+    tell: Callable[[sys.UnraisableHookArgs], object], unraisable: sys.UnraisableHookArgs
+) -> None:
+    """Tell of what Python drops in a callback, but not of `Stopped`, which comes again."""
     if not issubclass(unraisable.exc_type, Stopped):
-        sys.__unraisablehook__(unraisable)
+        tell(unraisable)
 
 
 def _watch(reader: int, done: threading.Event, name: Callable[[], str]) -> None:
@@ -270,7 +274,7 @@ def _watch(reader: int, done: threading.Event, name: Callable[[], str]) -> None:
         while True:
             if not select.select([pipe], [], [], LOOK_S)[0]:
                 before, starting = starting, _starting()
-                if before & starting:
+                if before & starting and _state.ends:
                     os.write(2, NO_THREAD)
                     os._exit(1)
             elif heard := pipe.read(1):

@@ -52,25 +52,14 @@ def _check_share(place: World) -> None:
     numbers = [0.1, -0.0, 5e-324, 1.7976931348623157e308, float("nan"), float("inf"), float("-inf"), 2**70]
     values = [
         {"epoch": {"numbers": numbers, "none": None, "yes": True}, "": [], "text": 'ä \udcff\n"', "{}": {}},
-        *(None, "", 3, bytes(range(256)), b"", {}),
+        *(None, "", 3, {}),
     ]
     for value in values:
         # Their texts: NaN equals nothing, and -0.0 equals 0.
         assert repr(share(place, value if place.leads else "another")) == repr(value)
-    tensors = {
-        "a": torch.tensor([0.1, torch.nan]).bfloat16(),
-        "empty": torch.zeros(0, 3),
-        "one": torch.tensor(2),
-    }
-    found = share(place, tensors if place.leads else {})
-    assert found.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0, equal_nan=True)
-    for value in ((1, 2), {1: 2}, {"a": {1}}, [torch.zeros(1)], World):
+    for value in (b"", (1, 2), {1: 2}, {"a": {1}}, [torch.zeros(1)], World):
         if place.leads:
-            with pytest.raises(
-                TypeError, match="to share: wanted bytes, tensors by name, or what JSON holds"
-            ):
+            with pytest.raises(TypeError, match="to share: wanted what JSON holds, found"):
                 share(place, value)
 
 

@@ -161,6 +161,26 @@ def test_an_import_that_is_stopped_gives_its_locks_back() -> None:
     assert (said, process.returncode) == ("", 143)
 
 
+def test_other_faults_of_callbacks_are_told_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To whom they were told."""
+    told: list[type[BaseException]] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: told.append(unraisable.exc_type))
+
+    class Left:
+        def __init__(self, error: type[BaseException]) -> None:
+            self.error = error
+
+        def __del__(self) -> None:
+            raise self.error
+
+    before = sys.unraisablehook
+    with stopping.listening(lambda: "dmx test", ends=False):
+        for error in (stopping.Stopped, ValueError):
+            Left(error)
+    assert told == [ValueError]
+    assert sys.unraisablehook is before
+
+
 @pytest.mark.parametrize("begins", [True, False])
 def test_a_thread_that_finds_no_memory_to_begin_is_not_waited_for(begins: bool) -> None:
     """`Thread.start` waits until the thread says that it began, which none does whose first step fails."""
